@@ -1,0 +1,24 @@
+/* Why a packet was dropped, or that it was not. The loader reads number, name and text from these lines
+ * (REASON(number, NAME, "text")): the CLI and the metrics show the names. Numbers are never reused. */
+#pragma once
+
+#define REASONS(REASON) \
+	REASON(0, FORWARDED, "forwarded") \
+	REASON(1, POLICY_INGRESS, "the receiver's ingress policy does not allow it") \
+	REASON(2, POLICY_EGRESS, "the sender's egress policy does not allow it") \
+	REASON(3, SPOOFED, "a pod sent from an address that is not its own") \
+	REASON(4, CLOSED, "the pod's rules do not stand yet") \
+	REASON(5, NO_BACKEND, "the Service has no backend") \
+	REASON(6, NO_SERVICE_PORT, "the address is a Service's, the port is not") \
+	REASON(7, MALFORMED, "a header is cut short or contradicts itself") \
+	REASON(8, FRAGMENT_UNKNOWN, "a fragment came before the first one of its packet") \
+	REASON(9, NOT_IP, "neither IP nor ARP") \
+	REASON(10, IPV6_OFF, "IPv6 is not enabled") \
+	REASON(11, PROTOCOL, "a protocol that no rule can allow") \
+	REASON(12, TRANSLATION_CLASH, "no backend left that this source port does not already talk to") \
+	REASON(13, NO_ROUTE, "the kernel has no route to the destination") \
+	REASON(14, MAP_FULL, "an entry of the connection maps could not be written") \
+	REASON(15, ICMP_UNRELATED, "an ICMP error about no known connection")
+
+#define REASON_ENUM(number, name, text) REASON_##name = number,
+enum reason { REASONS(REASON_ENUM) REASON_COUNT };

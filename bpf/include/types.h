@@ -1,0 +1,235 @@
+/* Keys and values of all maps, and what else the agent must know. One definition: the agent's packing is derived from
+ * these structs (through BCC's descriptions, in the loader's manifest), never written a second time.
+ *
+ * Byte order: fields named *port and addresses are in network order, everything else in host order.
+ */
+#pragma once
+
+/* IPv4 as v4-mapped IPv6, everywhere. */
+struct addr {
+	__u32 w[4];
+};
+
+/* ---- who is where -------------------------------------------------------------------------------------------- */
+
+/* endpoints: address -> who has it. Pods of the whole cluster, and the nodes' own addresses.
+ * A pod of this node has the ifindex of its host-side veth; all others have 0. */
+struct endpoint {
+	__u32 identity;
+	__u32 ifindex;
+	__u32 flags; /* EP_* */
+};
+
+#define EP_POD 0x1
+#define EP_OWN_NODE 0x2
+#define EP_REMOTE_NODE 0x4
+/* A pod of this node whose rules do not stand yet: it reaches and is reached by its own node only. */
+#define EP_CLOSED 0x8
+
+#define ID_UNKNOWN 0
+#define ID_NODE 1
+#define ID_REMOTE_NODE 2
+#define ID_WORLD 3
+
+/* ---- Services ------------------------------------------------------------------------------------------------ */
+
+/* frontends: what a client addresses -> service id.
+ * The entry {address, port 0, protocol 0} with service 0 marks an address as a Service's: other ports are refused. */
+struct frontend_key {
+	struct addr addr;
+	__be16 port;
+	__u8 protocol;
+	__u8 pad;
+};
+
+struct frontend {
+	__u32 service;
+	__u32 flags;
+};
+
+/* services: service id -> how many slots of backends are in use (slots 0 … count-1). */
+struct service {
+	__u32 count;
+	__u32 flags;
+	__u32 affinity_seconds;
+	__u32 pad;
+};
+
+struct backend_key {
+	__u32 service;
+	__u32 slot;
+};
+
+struct backend {
+	struct addr addr;
+	__be16 port;
+	__u16 pad;
+	__u32 flags;
+};
+
+/* ---- policy -------------------------------------------------------------------------------------------------- */
+
+/* subjects: identity -> its rules; only identities with pods on this node. One write of this entry replaces a policy. */
+struct subject {
+	__u32 policy;
+	__u32 flags;           /* SUBJECT_* */
+	__u32 ingress_lengths; /* bit n: some rule has port prefix n (0 … 16); bit 31: some rule has protocol ANY */
+	__u32 egress_lengths;
+};
+
+#define SUBJECT_INGRESS_ISOLATED 0x1
+#define SUBJECT_EGRESS_ISOLATED 0x2
+#define LENGTH_ANY_PROTOCOL (1U << 31)
+
+#define DIRECTION_INGRESS 0
+#define DIRECTION_EGRESS 1
+
+struct rule_key {
+	__u32 policy;
+	__u8 direction;
+	__u8 protocol; /* 0: any, then length and port are 0 */
+	__u8 length;   /* of the port prefix, 0 … 16 */
+	__u8 pad;
+	__be16 port;   /* masked to its prefix */
+	__u16 pad2;
+};
+
+#define RULE_SETS 8
+
+struct rule {
+	__u32 sets[RULE_SETS]; /* the first `count` of them; SET_ANY alone means every peer */
+	__u32 count;
+	__u32 flags;
+};
+
+#define SET_ANY 1
+
+struct member_key {
+	__u32 set;
+	__u32 member; /* an identity; bit 31: a class of CIDRs (later) */
+};
+
+/* ---- connections --------------------------------------------------------------------------------------------- */
+
+/* connections, connections_new: one entry a connection and node, found from both directions: the lower
+ * (address, port) stands first, `CONN_SWAPPED` in the value tells whether that is the responder.
+ * ICMP echo has the identifier as both ports. */
+struct tuple {
+	struct addr a;
+	struct addr b;
+	__be16 a_port;
+	__be16 b_port;
+	__u8 protocol;
+	__u8 pad[3];
+};
+
+struct connection {
+	__u64 expires;    /* ktime seconds */
+	__u32 generation; /* of the policy that allowed it */
+	__u32 flags;      /* CONN_* */
+	struct addr vip;  /* what the client addressed, where we translated on the wire (CONN_NAT) */
+	__be16 vip_port;
+	__u16 pad;
+	__u32 service;
+};
+
+#define CONN_SWAPPED 0x1
+#define CONN_REPLIED 0x2
+#define CONN_NAT 0x4
+#define CONN_FROM_NODE 0x8  /* opened by the node itself: not subject to ingress rules */
+#define CONN_FIN_ORIGINAL 0x10
+#define CONN_FIN_REPLY 0x20
+#define CONN_RST 0x40
+
+/* translations: client and VIP on the wire -> the backend that was chosen (the veth path, without a socket hook). */
+struct translation_key {
+	struct addr client;
+	struct addr vip;
+	__be16 client_port;
+	__be16 vip_port;
+	__u8 protocol;
+	__u8 pad[3];
+};
+
+struct translation {
+	struct addr backend;
+	__be16 backend_port;
+	__u16 pad;
+	__u32 service;
+	__u64 expires;
+};
+
+/* socket_peers: what a socket addressed -> backend, and backend -> what it addressed (for recvmsg, getpeername). */
+struct socket_peer_key {
+	__u64 cookie;
+	struct addr addr;
+	__be16 port;
+	__u8 protocol;
+	__u8 reverse; /* 0: VIP to backend, 1: backend to VIP */
+	__u32 pad;
+};
+
+struct socket_peer {
+	struct addr addr;
+	__be16 port;
+	__u16 pad;
+	__u32 service;
+};
+
+/* fragments: the ports of a fragmented packet, from its first fragment. */
+struct fragment_key {
+	struct addr source;
+	struct addr destination;
+	__u32 id;
+	__u8 protocol;
+	__u8 pad[3];
+};
+
+struct fragment_ports {
+	__be16 source_port;
+	__be16 destination_port;
+};
+
+/* ---- settings, counters, events ------------------------------------------------------------------------------ */
+
+/* settings: an array of u64, written by the agent. */
+enum setting {
+	SETTING_GENERATION, /* raised by the agent after each applied batch of policy */
+	SETTING_MONITOR,    /* MONITOR_* */
+	SETTINGS
+};
+
+#define MONITOR_DROPS 0x1
+#define MONITOR_VERDICTS 0x2
+
+/* counters: per-CPU array by reason; reason numbers and names are in reasons.h. */
+struct counter {
+	__u64 packets;
+	__u64 bytes;
+};
+
+/* events_drops and events_verdicts: ring buffers, filled only while somebody monitors. */
+struct event {
+	__u64 time; /* ktime ns */
+	struct addr source;
+	struct addr destination;
+	__be16 source_port;
+	__be16 destination_port;
+	__u8 protocol;
+	__u8 direction; /* DIRECTION_* of the verdict; of a drop: the hook's side */
+	__u8 reason;    /* reasons.h; FORWARDED for verdicts */
+	__u8 hook;      /* HOOK_* */
+	__u32 source_identity;
+	__u32 destination_identity;
+	__u32 ifindex;
+	__u32 length;
+	__u32 policy;
+	__u32 pad;
+};
+
+enum hook {
+	HOOK_FROM_POD,
+	HOOK_TO_POD,
+	HOOK_FROM_NETWORK,
+	HOOK_SOCKET,
+};

@@ -1,0 +1,1 @@
+"""Tidegate: Services and NetworkPolicy for Kubernetes, in eBPF, controlled through etcd."""

@@ -1,0 +1,67 @@
+"""The vocabulary that all services share: what lies in etcd, under which key, in which form.
+
+Everything here is pure: no input, no output, no clock.
+"""
+
+from tidegate.records.codec import RecordError, decode, encode
+from tidegate.records.keys import Keyspace, Parsed
+from tidegate.records.schema import (
+    ANY_SET,
+    FIRST_IDENTITY,
+    IDENTITY_NODE,
+    IDENTITY_REMOTE_NODE,
+    IDENTITY_UNKNOWN,
+    IDENTITY_WORLD,
+    MAX_SETS_PER_RULE,
+    Backend,
+    BackendShard,
+    Direction,
+    Endpoint,
+    Identity,
+    IdentityKeys,
+    Node,
+    PeerSet,
+    PeerShard,
+    Problem,
+    Protocol,
+    Record,
+    Rule,
+    Rules,
+    Service,
+    ServicePort,
+    Subject,
+    Synced,
+)
+
+__all__ = [
+    "ANY_SET",
+    "FIRST_IDENTITY",
+    "IDENTITY_NODE",
+    "IDENTITY_REMOTE_NODE",
+    "IDENTITY_UNKNOWN",
+    "IDENTITY_WORLD",
+    "MAX_SETS_PER_RULE",
+    "Backend",
+    "BackendShard",
+    "Direction",
+    "Endpoint",
+    "Identity",
+    "IdentityKeys",
+    "Keyspace",
+    "Node",
+    "Parsed",
+    "PeerSet",
+    "PeerShard",
+    "Problem",
+    "Protocol",
+    "Record",
+    "RecordError",
+    "Rule",
+    "Rules",
+    "Service",
+    "ServicePort",
+    "Subject",
+    "Synced",
+    "decode",
+    "encode",
+]

@@ -1,0 +1,43 @@
+"""Addresses in their packed form: 16 bytes, IPv4 as v4-mapped IPv6."""
+
+import ipaddress
+import socket
+
+MAPPED = bytes(10) + b"\xff\xff"
+
+
+def pack_address(text: str) -> bytes:
+    """`10.0.0.1` or `fd00::1` as 16 bytes. Raises ValueError for what is no address (leading zeros included)."""
+    try:
+        if ":" in text:
+            return socket.inet_pton(socket.AF_INET6, text)
+        return MAPPED + socket.inet_pton(socket.AF_INET, text)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{text!r} is no IP address") from error
+
+
+def unpack_address(packed: bytes) -> str:
+    """16 bytes as text. Raises ValueError for another length."""
+    if len(packed) != 16:
+        raise ValueError(f"a packed address has 16 bytes, not {len(packed)}")
+    if packed.startswith(MAPPED):
+        return socket.inet_ntop(socket.AF_INET, packed[12:])
+    return socket.inet_ntop(socket.AF_INET6, packed)
+
+
+def is_ipv4(packed: bytes) -> bool:
+    return packed.startswith(MAPPED)
+
+
+def pack_cidr(text: str) -> tuple[bytes, int]:
+    """`10.0.0.0/24` as (16 bytes, 120). Raises ValueError for what is no CIDR or has host bits set."""
+    network = ipaddress.ip_network(text)
+    if network.version == 4:
+        return MAPPED + network.network_address.packed, network.prefixlen + 96
+    return network.network_address.packed, network.prefixlen
+
+
+def unpack_cidr(packed: bytes, prefix: int) -> str:
+    if is_ipv4(packed) and prefix >= 96:
+        return f"{unpack_address(packed)}/{prefix - 96}"
+    return f"{unpack_address(packed)}/{prefix}"

@@ -1,0 +1,130 @@
+"""Where records lie: readable keys under `/tidegate/<cluster>/v1/`.
+
+| key                                          | record       | writer        |
+|----------------------------------------------|--------------|---------------|
+| meta/synced/<writer>                         | Synced       | both          |
+| meta/problems/<writer>/<kind>/<ns>/<name>    | Problem      | both          |
+| nodes/<node>                                 | Node         | endpoint-sync |
+| identities/<identity>                        | Identity     | endpoint-sync |
+| endpoints/<ns>/<pod>                         | Endpoint     | endpoint-sync |
+| services/<ns>/<name>                         | Service      | endpoint-sync |
+| backends/<ns>/<name>/<shard>                 | BackendShard | endpoint-sync |
+| config/identity-keys                         | IdentityKeys | policy-sync   |
+| peers/<set>                                  | PeerSet      | policy-sync   |
+| peers/<set>/<shard>                          | PeerShard    | policy-sync   |
+| rules/<policy>                               | Rules        | policy-sync   |
+| subjects/<identity>                          | Subject      | policy-sync   |
+
+Numbers are written in decimal. Leader keys lie beside, under `/tidegate/<cluster>/leader/`, because agents watch all of v1.
+"""
+
+import re
+from typing import NamedTuple
+
+from tidegate.records.schema import (
+    BackendShard,
+    Endpoint,
+    Identity,
+    IdentityKeys,
+    Node,
+    PeerSet,
+    PeerShard,
+    Problem,
+    Record,
+    Rules,
+    Service,
+    Subject,
+    Synced,
+)
+
+_CLUSTER = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
+
+# (first segment, number of segments) → record; the segments after the first are the record's name.
+_LAYOUT: dict[tuple[str, int], type[Record]] = {
+    ("nodes", 2): Node,
+    ("identities", 2): Identity,
+    ("endpoints", 3): Endpoint,
+    ("services", 3): Service,
+    ("backends", 4): BackendShard,
+    ("peers", 2): PeerSet,
+    ("peers", 3): PeerShard,
+    ("rules", 2): Rules,
+    ("subjects", 2): Subject,
+}
+
+
+class Parsed(NamedTuple):
+    """A key taken apart: `kind` is the class of the record, `name` the segments that name it."""
+
+    kind: type[Record]
+    name: tuple[str, ...]
+
+
+class Keyspace:
+    """The keys of one cluster."""
+
+    def __init__(self, cluster: str) -> None:
+        if not _CLUSTER.fullmatch(cluster):
+            raise ValueError(f"cluster name {cluster!r}: use lower-case letters, digits, '-' and '.'")
+        self.cluster = cluster
+        self.root = f"/tidegate/{cluster}/"
+        self.prefix = f"{self.root}v1/"
+
+    def leader(self, service: str) -> str:
+        return f"{self.root}leader/{service}"
+
+    def synced(self, writer: str) -> str:
+        return f"{self.prefix}meta/synced/{writer}"
+
+    def problem(self, writer: str, kind: str, namespace: str, name: str) -> str:
+        """`namespace` is empty for objects of the cluster and then written as `-`."""
+        return f"{self.prefix}meta/problems/{writer}/{kind}/{namespace or '-'}/{name}"
+
+    def node(self, name: str) -> str:
+        return f"{self.prefix}nodes/{name}"
+
+    def identity(self, identity: int) -> str:
+        return f"{self.prefix}identities/{identity}"
+
+    def endpoint(self, namespace: str, pod: str) -> str:
+        return f"{self.prefix}endpoints/{namespace}/{pod}"
+
+    def service(self, namespace: str, name: str) -> str:
+        return f"{self.prefix}services/{namespace}/{name}"
+
+    def backends(self, namespace: str, service: str, shard: int) -> str:
+        return f"{self.prefix}backends/{namespace}/{service}/{shard}"
+
+    def identity_keys(self) -> str:
+        return f"{self.prefix}config/identity-keys"
+
+    def peer_set(self, number: int) -> str:
+        return f"{self.prefix}peers/{number}"
+
+    def peers(self, number: int, shard: int) -> str:
+        return f"{self.prefix}peers/{number}/{shard}"
+
+    def rules(self, policy: int) -> str:
+        return f"{self.prefix}rules/{policy}"
+
+    def subject(self, identity: int) -> str:
+        return f"{self.prefix}subjects/{identity}"
+
+    def parse(self, key: str) -> Parsed | None:
+        """The record class and name of a key; None for keys that this version does not know (never an error)."""
+        if not key.startswith(self.prefix):
+            return None
+        return parse(key.removeprefix(self.prefix))
+
+
+def parse(path: str) -> Parsed | None:
+    """Like Keyspace.parse, for the part of the key after `…/v1/`."""
+    segments = tuple(path.split("/"))
+    if path == "config/identity-keys":
+        return Parsed(IdentityKeys, segments[1:])
+    if segments[:2] == ("meta", "synced") and len(segments) == 3:
+        return Parsed(Synced, segments[2:])
+    if segments[:2] == ("meta", "problems") and len(segments) == 6:
+        return Parsed(Problem, segments[2:])
+    kind = _LAYOUT.get((segments[0], len(segments)))
+    return Parsed(kind, segments[1:]) if kind else None

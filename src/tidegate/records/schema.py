@@ -1,0 +1,212 @@
+"""The records in etcd. One class a kind; a value is a msgpack map of its fields.
+
+Every record carries `v`, a pair [major, minor]. A reader takes any minor version of its own major: fields that it
+does not know are skipped, fields that an older writer did not send have defaults. A new major version lives
+under a prefix of its own (`…/v2/`).
+
+Units and forms, for all records:
+- addresses are 16 bytes, IPv4 as v4-mapped IPv6 (RFC 4291, 2.5.5.2): the very bytes of the map keys;
+- prefixes of CIDRs count in the 128-bit form (an IPv4 /24 is 120);
+- protocols are IANA numbers, ports are host-order integers, identities, sets and policies are u32.
+"""
+
+from enum import IntEnum
+from typing import ClassVar
+
+import msgspec
+
+VERSION = (1, 0)
+
+# Identities below FIRST_IDENTITY are fixed; the others follow from their content (records.ids). Bit 31 is kept
+# free for classes of CIDRs, which share the member space of peer sets with the identities.
+IDENTITY_UNKNOWN = 0
+IDENTITY_NODE = 1
+IDENTITY_REMOTE_NODE = 2
+IDENTITY_WORLD = 3
+FIRST_IDENTITY = 256
+
+# The set that every peer is a member of; no `peers/` record describes it.
+ANY_SET = 1
+FIRST_SET = 256
+
+# Rules naming more sets than one map entry holds are given one set that is the union of them.
+MAX_SETS_PER_RULE = 8
+
+
+class Protocol(IntEnum):
+    """IANA protocol numbers. ANY stands in rules without a port."""
+
+    ANY = 0
+    ICMP = 1
+    TCP = 6
+    UDP = 17
+    SCTP = 132
+
+
+class Direction(IntEnum):
+    INGRESS = 0
+    EGRESS = 1
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What all records have. `kind` is the segment of the key that the record is stored under."""
+
+    kind: ClassVar[str] = ""
+
+    v: tuple[int, int] = VERSION
+
+
+class Synced(Record, frozen=True, kw_only=True):
+    """`meta/synced/<writer>`: all prefixes of this writer are complete. Written last, once per leadership."""
+
+    kind: ClassVar[str] = "synced"
+
+    epoch: int = 0  # create revision of the writer's leader key: rises with each leadership
+    identity_keys: int = 0  # endpoint-sync only: the IdentityKeys epoch that its identities follow
+
+
+class Problem(Record, frozen=True, kw_only=True):
+    """`meta/problems/<writer>/<kind>/<namespace>/<name>`: an object that could not be understood."""
+
+    kind: ClassVar[str] = "problem"
+
+    reason: str = ""
+
+
+class Node(Record, frozen=True, kw_only=True):
+    kind: ClassVar[str] = "node"
+
+    addresses: tuple[bytes, ...] = ()  # InternalIPs first, then the others, in the order of the Node's status
+    pod_cidrs: tuple[tuple[bytes, int], ...] = ()  # (address, prefix length in 128-bit form)
+    zone: str = ""
+    region: str = ""
+
+
+class Identity(Record, frozen=True, kw_only=True):
+    """What makes this identity: the pods with equal values here are one identity."""
+
+    kind: ClassVar[str] = "identity"
+
+    namespace: str = ""
+    labels: dict[str, str] = {}
+    ports: dict[str, tuple[int, int]] = {}  # port name → (protocol, port); only names that some policy uses
+
+
+class IdentityKeys(Record, frozen=True, kw_only=True):
+    """`config/identity-keys`, from policy-sync: what endpoint-sync must keep in identities because a policy asks.
+
+    endpoint-sync answers with the epoch in its `Synced`; then policy-sync compiles the policies that asked.
+    """
+
+    kind: ClassVar[str] = "identity-keys"
+
+    epoch: int = 0
+    label_keys: tuple[str, ...] = ()  # label keys of high cardinality that some policy selects on
+    port_names: tuple[str, ...] = ()  # port names that some policy uses
+
+
+class Endpoint(Record, frozen=True, kw_only=True):
+    """A pod that has an address. Pods of the host network are no endpoints of their own: they are their node."""
+
+    kind: ClassVar[str] = "endpoint"
+
+    node: str = ""
+    identity: int = 0
+    addresses: tuple[bytes, ...] = ()
+    ports: dict[str, tuple[int, int]] = {}
+    workload_kind: str = ""
+    workload_name: str = ""
+    uid: str = ""
+
+
+class ServicePort(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    id: int  # u32, follows from namespace/name/port name (records.ids); the key of the service maps
+    name: str = ""
+    protocol: int = Protocol.TCP
+    port: int = 0
+    node_port: int = 0
+
+
+class Service(Record, frozen=True, kw_only=True):
+    """A Service with frontends. Headless and ExternalName Services have none and no record."""
+
+    kind: ClassVar[str] = "service"
+
+    type: str = "ClusterIP"
+    cluster_ips: tuple[bytes, ...] = ()
+    ports: tuple[ServicePort, ...] = ()
+
+
+class Backend(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One endpoint address of one EndpointSlice. `ports` maps a Service port's name to the backend's port."""
+
+    address: bytes
+    ports: dict[str, int] = {}
+    ready: bool = True
+    serving: bool = True
+    terminating: bool = False
+    node: str = ""
+    zone: str = ""
+
+
+class BackendShard(Record, frozen=True, kw_only=True):
+    """`backends/<namespace>/<service>/<shard>`: some backends of a Service; all of them are the union of its shards."""
+
+    kind: ClassVar[str] = "backends"
+
+    backends: tuple[Backend, ...] = ()
+
+
+class PeerSet(Record, frozen=True, kw_only=True):
+    """`peers/<set>`: what the set stands for, in words; its members are in the shards below it."""
+
+    kind: ClassVar[str] = "peer-set"
+
+    text: str = ""
+
+
+class PeerShard(Record, frozen=True, kw_only=True):
+    """`peers/<set>/<shard>`: some members (identities) of a set; all of them are the union of its shards."""
+
+    kind: ClassVar[str] = "peers"
+
+    members: tuple[int, ...] = ()
+
+
+class Rule(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, order=True):
+    """Allows the members of `sets` to meet the subject on a block of ports.
+
+    `port` and `prefix` name the ports whose upper `prefix` bits equal those of `port`: 16 is one port, 0 is all.
+    Protocol ANY comes only with prefix 0 and covers what has no ports as well (ICMP echo).
+    """
+
+    direction: int
+    protocol: int = Protocol.ANY
+    port: int = 0
+    prefix: int = 0
+    sets: tuple[int, ...] = ()  # sorted, at most MAX_SETS_PER_RULE, or exactly (ANY_SET,)
+
+
+class Rules(Record, frozen=True, kw_only=True):
+    """`rules/<policy>`: compiled rules, shared by all subjects whose rules are equal. The id follows from the content.
+
+    A direction that is not isolated allows everything and has no rules.
+    """
+
+    kind: ClassVar[str] = "rules"
+
+    ingress_isolated: bool = False
+    egress_isolated: bool = False
+    rules: tuple[Rule, ...] = ()  # sorted; at most one for a (direction, protocol, port, prefix)
+    policies: tuple[str, ...] = ()  # namespace/name of the NetworkPolicies in it, sorted; part of the content
+
+
+class Subject(Record, frozen=True, kw_only=True):
+    """`subjects/<identity>`: the rules of an identity. Every identity has one, also "not selected".
+
+    An identity without this record is not yet judged: its pods stay closed, or keep their previous identity.
+    """
+
+    kind: ClassVar[str] = "subject"
+
+    policy: int = 0
