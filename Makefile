@@ -1,0 +1,39 @@
+# Two commands: `make demo` and `make test`. Each installs what it needs; run them as root on Debian 12 or later.
+
+PYTHON := /usr/bin/python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+SOURCES := src services compose tests
+
+.PHONY: demo demo-down test lint format lock clean
+
+demo: $(VENV)/.installed
+	$(BIN)/tidegate demo
+
+demo-down: $(VENV)/.installed
+	$(BIN)/tidegate playground down
+
+test: $(VENV)/.installed
+	$(BIN)/pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/mypy $(SOURCES)
+	$(BIN)/lint-imports
+
+format: $(VENV)/.installed
+	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+# The lock names versions and hashes, no index: pip takes them from wherever it is set up to look.
+lock: $(VENV)/.installed
+	$(BIN)/pip-compile --quiet --generate-hashes --strip-extras --allow-unsafe --extra dev --build-deps-for wheel \
+	  --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-header -o requirements.lock pyproject.toml
+
+$(VENV)/.installed: requirements.lock requirements-kubectl.lock pyproject.toml compose/playground/install.sh
+	PYTHON=$(PYTHON) VENV=$(VENV) compose/playground/install.sh
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
