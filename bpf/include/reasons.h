@@ -18,7 +18,9 @@
 	REASON(12, TRANSLATION_CLASH, "no backend left that this source port does not already talk to") \
 	REASON(13, NO_ROUTE, "the kernel has no route to the destination") \
 	REASON(14, MAP_FULL, "an entry of the connection maps could not be written") \
-	REASON(15, ICMP_UNRELATED, "an ICMP error about no known connection")
+	REASON(15, ICMP_UNRELATED, "an ICMP error about no known connection") \
+	REASON(16, HAIRPIN, "the only backend of the Service is the sender itself, and no socket hook translated it") \
+	REASON(17, NOT_UPLINK, "the route leads neither to a known pod nor through a device known as uplink")
 
 #define REASON_ENUM(number, name, text) REASON_##name = number,
 enum reason { REASONS(REASON_ENUM) REASON_COUNT };

@@ -26,6 +26,14 @@ struct endpoint {
 /* A pod of this node whose rules do not stand yet: it reaches and is reached by its own node only. */
 #define EP_CLOSED 0x8
 
+/* devices: ifindex -> what it is to us. Packets leave the node only through devices that stand here as uplinks:
+ * whatever else a route leads to may be a pod that we do not know yet. */
+struct device {
+	__u32 flags; /* DEVICE_* */
+};
+
+#define DEVICE_UPLINK 0x1
+
 #define ID_UNKNOWN 0
 #define ID_NODE 1
 #define ID_REMOTE_NODE 2
@@ -156,7 +164,9 @@ struct translation {
 	__be16 backend_port;
 	__u16 pad;
 	__u32 service;
-	__u64 expires;
+	__u32 slot; /* where the backend stood when it was chosen: is it still there, it is still a backend */
+	__u32 pad2;
+	__u64 expires; /* ktime seconds */
 };
 
 /* socket_peers: what a socket addressed -> backend, and backend -> what it addressed (for recvmsg, getpeername). */
@@ -174,6 +184,7 @@ struct socket_peer {
 	__be16 port;
 	__u16 pad;
 	__u32 service;
+	__u32 slot; /* as in struct translation */
 };
 
 /* fragments: the ports of a fragmented packet, from its first fragment. */

@@ -1,0 +1,100 @@
+/* All maps. Each is pinned under <bpffs>/maps/<its name>.
+ *
+ * The loader defines PIN_<map> as ":<path>" where a pinned map is to be used again, else as "".
+ * SIZE_<map> is the number of entries; the loader's --size <map>=N goes before these defaults.
+ * OWNED_BY_PROGRAMS lists the maps that only programs fill: where their definition changed, the loader replaces them
+ * by fresh ones. All others are the agent's and changing them is an error that the loader reports.
+ */
+#pragma once
+
+#ifndef SIZE_endpoints
+#define SIZE_endpoints 262144
+#endif
+#ifndef SIZE_devices
+#define SIZE_devices 256
+#endif
+#ifndef SIZE_frontends
+#define SIZE_frontends 65536
+#endif
+#ifndef SIZE_services
+#define SIZE_services 65536
+#endif
+#ifndef SIZE_backends
+#define SIZE_backends 1048576
+#endif
+#ifndef SIZE_subjects
+#define SIZE_subjects 16384
+#endif
+#ifndef SIZE_rules
+#define SIZE_rules 65536
+#endif
+#ifndef SIZE_members
+#define SIZE_members 2097152
+#endif
+#ifndef SIZE_connections
+#define SIZE_connections 131072
+#endif
+#ifndef SIZE_connections_new
+#define SIZE_connections_new 65536
+#endif
+#ifndef SIZE_translations
+#define SIZE_translations 65536
+#endif
+#ifndef SIZE_socket_peers
+#define SIZE_socket_peers 65536
+#endif
+#ifndef SIZE_fragments
+#define SIZE_fragments 4096
+#endif
+/* Ring buffers: in pages of 4096 bytes, a power of two. */
+#ifndef SIZE_events_drops
+#define SIZE_events_drops 64
+#endif
+#ifndef SIZE_events_verdicts
+#define SIZE_events_verdicts 256
+#endif
+
+#define OWNED_BY_PROGRAMS connections connections_new translations socket_peers fragments \
+	counters events_drops events_verdicts events_lost scratch
+
+/* Hash maps of the agent take memory as they fill, not beforehand. */
+#define MAP_HASH(name, key, value) BPF_F_TABLE("hash" PIN_##name, key, value, name, SIZE_##name, BPF_F_NO_PREALLOC)
+#define MAP_LRU(name, key, value) BPF_F_TABLE("lru_hash" PIN_##name, key, value, name, SIZE_##name, 0)
+#define MAP_ARRAY(kind, name, value, size) BPF_F_TABLE(kind PIN_##name, u32, value, name, size, 0)
+
+/* Like BPF_RINGBUF_OUTPUT, but pinnable and with the type of what is in it. */
+#define MAP_RINGBUF(name, value)                           \
+	struct name##_table_t {                            \
+		int key;                                   \
+		value leaf;                                \
+		int (*ringbuf_output)(void *, u64, u64);   \
+		void *(*ringbuf_reserve)(u64);             \
+		void (*ringbuf_discard)(void *, u64);      \
+		void (*ringbuf_submit)(void *, u64);       \
+		u32 max_entries;                           \
+	};                                                 \
+	__attribute__((section("maps/ringbuf" PIN_##name))) \
+	struct name##_table_t name = { .max_entries = SIZE_##name * 4096 }
+
+MAP_HASH(endpoints, struct addr, struct endpoint);
+MAP_HASH(devices, u32, struct device);
+MAP_HASH(frontends, struct frontend_key, struct frontend);
+MAP_HASH(services, u32, struct service);
+MAP_HASH(backends, struct backend_key, struct backend);
+MAP_HASH(subjects, u32, struct subject);
+MAP_HASH(rules, struct rule_key, struct rule);
+MAP_HASH(members, struct member_key, u32);
+
+MAP_LRU(connections, struct tuple, struct connection);
+MAP_LRU(connections_new, struct tuple, struct connection);
+MAP_LRU(translations, struct translation_key, struct translation);
+MAP_LRU(socket_peers, struct socket_peer_key, struct socket_peer);
+MAP_LRU(fragments, struct fragment_key, struct fragment_ports);
+
+MAP_ARRAY("array", settings, u64, SETTINGS);
+MAP_ARRAY("percpu_array", counters, struct counter, 64);
+/* Events that found their ring buffer full: 0 drops, 1 verdicts. */
+MAP_ARRAY("percpu_array", events_lost, struct counter, 2);
+
+MAP_RINGBUF(events_drops, struct event);
+MAP_RINGBUF(events_verdicts, struct event);

@@ -1,0 +1,1 @@
+/* Asked for by BCC, used by nothing here. */
