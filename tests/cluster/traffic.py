@@ -1,0 +1,68 @@
+"""Runs inside a pod: traffic that notices every lost packet, until standard input closes.
+
+Standard library only. Three loops against one Service of playground responders, in turn, as fast as answers come:
+a line over one long TCP connection, a new TCP connection, a UDP datagram from one connected socket.
+Then prints what it saw as JSON: `retransmits` is the kernel's own count for the long connection (0: no packet lost).
+
+usage: traffic.py ADDRESS TCP_PORT UDP_PORT
+"""
+
+import json
+import select
+import socket
+import struct
+import sys
+import time
+
+TCP_INFO_TOTAL_RETRANS = 100  # offset of tcpi_total_retrans (u32) in struct tcp_info, linux/tcp.h
+PATIENCE = 3.0  # seconds until an answer counts as lost
+PAUSE = 0.002  # seconds between rounds
+
+
+def total_retransmits(connection: socket.socket) -> int:
+    info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
+    (count,) = struct.unpack_from("I", info, TCP_INFO_TOTAL_RETRANS)
+    return int(count)
+
+
+def line(connection: socket.socket) -> bytes:
+    received = b""
+    while not received.endswith(b"\n"):
+        chunk = connection.recv(4096)
+        if not chunk:
+            raise ConnectionError("closed by the server")
+        received += chunk
+    return received
+
+
+def main() -> None:
+    address, tcp, udp = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    seen = {"lines": 0, "connections": 0, "datagrams": 0, "lost_connections": 0, "lost_datagrams": 0}
+    stream = socket.create_connection((address, tcp), PATIENCE)
+    line(stream)
+    datagrams = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    datagrams.settimeout(PATIENCE)
+    datagrams.connect((address, udp))
+    print("running", flush=True)
+    while not select.select([sys.stdin], [], [], PAUSE)[0]:
+        stream.sendall(b"next\n")
+        line(stream)
+        seen["lines"] += 1
+        try:
+            with socket.create_connection((address, tcp), PATIENCE) as fresh:
+                fresh.settimeout(PATIENCE)
+                line(fresh)
+            seen["connections"] += 1
+        except OSError:
+            seen["lost_connections"] += 1
+        try:
+            datagrams.send(b"next\n")
+            datagrams.recv(4096)
+            seen["datagrams"] += 1
+        except OSError:
+            seen["lost_datagrams"] += 1
+    print(json.dumps({**seen, "retransmits": total_retransmits(stream), "end": time.time()}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
