@@ -20,7 +20,7 @@
 #define SIZE_services 65536
 #endif
 #ifndef SIZE_backends
-#define SIZE_backends 1048576
+#define SIZE_backends 524288
 #endif
 #ifndef SIZE_subjects
 #define SIZE_subjects 16384
@@ -29,7 +29,7 @@
 #define SIZE_rules 65536
 #endif
 #ifndef SIZE_members
-#define SIZE_members 2097152
+#define SIZE_members 1048576
 #endif
 #ifndef SIZE_connections
 #define SIZE_connections 131072
@@ -55,7 +55,7 @@
 #endif
 
 #define OWNED_BY_PROGRAMS connections connections_new translations socket_peers fragments \
-	counters events_drops events_verdicts events_lost scratch
+	counters events_drops events_verdicts events_lost
 
 /* Hash maps of the agent take memory as they fill, not beforehand. */
 #define MAP_HASH(name, key, value) BPF_F_TABLE("hash" PIN_##name, key, value, name, SIZE_##name, BPF_F_NO_PREALLOC)
