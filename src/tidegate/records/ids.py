@@ -77,7 +77,9 @@ def set_content(text: str) -> bytes:
 
 def rules_content(rules: Rules) -> bytes:
     parts = ["rules", str(int(rules.ingress_isolated)), str(int(rules.egress_isolated))]
-    for rule in rules.rules:
-        parts.append(f"{rule.direction} {rule.protocol} {rule.port} {rule.prefix} {' '.join(map(str, rule.sets))}")
+    parts += [
+        f"{rule.direction} {rule.protocol} {rule.port} {rule.prefix} {' '.join(map(str, rule.sets))}"
+        for rule in rules.rules
+    ]
     parts += ["policies", *rules.policies]
     return _join(parts)

@@ -15,7 +15,8 @@
 | rules/<policy>                               | Rules        | policy-sync   |
 | subjects/<identity>                          | Subject      | policy-sync   |
 
-Numbers are written in decimal. Leader keys lie beside, under `/tidegate/<cluster>/leader/`, because agents watch all of v1.
+Numbers are written in decimal. Leader keys lie beside, under `/tidegate/<cluster>/leader/`,
+because agents watch all of v1.
 """
 
 import re

@@ -63,7 +63,6 @@ async def serve(
     runner = web.AppRunner(_application(health, routes), access_log=None, shutdown_timeout=1.0)
     await runner.setup()
     try:
-        addresses = []
         if listen:
             site = web.TCPSite(runner, *listen)
             await site.start()
@@ -72,8 +71,6 @@ async def serve(
             unix.unlink(missing_ok=True)
             await web.UnixSite(runner, str(unix)).start()
             unix.chmod(0o600)
-        for address in runner.addresses:
-            addresses.append(address if isinstance(address, str) else f"{address[0]}:{address[1]}")
-        yield addresses
+        yield [a if isinstance(a, str) else f"{a[0]}:{a[1]}" for a in runner.addresses]
     finally:
         await runner.cleanup()

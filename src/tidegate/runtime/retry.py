@@ -1,7 +1,5 @@
 """Retry with jitter: the one schedule of pauses that everything uses."""
 
-from collections.abc import Iterator
-
 import tenacity
 
 FIRST = 0.05  # seconds
@@ -28,18 +26,14 @@ class Backoff:
 
     def __init__(self) -> None:
         self._wait = tenacity.wait_random_exponential(multiplier=FIRST, max=LONGEST)
-        self._failures = 0
+        self.failures = 0  # since the last `reset`
 
     def reset(self) -> None:
-        self._failures = 0
+        self.failures = 0
 
     def pause(self) -> float:
         """Seconds to wait now; longer with each call since the last `reset`."""
-        self._failures += 1
+        self.failures += 1
         state = tenacity.RetryCallState(tenacity.Retrying(), None, (), {})
-        state.attempt_number = self._failures
+        state.attempt_number = self.failures
         return float(self._wait(state))
-
-    def __iter__(self) -> Iterator[float]:
-        while True:
-            yield self.pause()

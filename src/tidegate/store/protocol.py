@@ -1,6 +1,6 @@
 """What the services need of a store. etcd is one (store.etcd), a dictionary in memory another (store.memory)."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -63,12 +63,12 @@ class Store(Protocol):
         """The prefix at one revision, read in pages. Raises UnavailableError."""
         ...
 
-    def follow(self, prefix: str) -> AsyncIterator[Snapshot | Batch]:
+    def follow(self, prefix: str) -> AsyncGenerator[Snapshot | Batch, None]:
         """The prefix from now on: a Snapshot, then Batches in order, and a Snapshot anew whenever continuity is lost.
 
         Never ends and never raises for trouble of the store (unreachable, compacted, wiped, restored, member
         replaced): it retries with jitter and yields a fresh Snapshot where it could not resume. No event is lost or
-        given twice between two Snapshots.
+        given twice between two Snapshots. Close it (contextlib.aclosing) when you leave it early.
         """
         ...
 
@@ -79,4 +79,26 @@ class Store(Protocol):
         """
         ...
 
+    async def campaign(self, key: str, holder: str, ttl: int) -> "Term":
+        """Waits until `key` could be created for `holder`; the term ends when its lease cannot be kept alive.
+
+        `ttl` in seconds: how long after the death of the holder another can follow. Never raises for trouble of the
+        store; cancel it to give up.
+        """
+        ...
+
     async def close(self) -> None: ...
+
+
+class Term(Protocol):
+    """A time of leadership."""
+
+    fence: Fence
+
+    async def lost(self) -> str:
+        """Returns, with the reason, once leadership is over: before another can have it, by the local clock."""
+        ...
+
+    async def resign(self) -> None:
+        """Gives the key back at once. Does nothing where the store cannot be reached: then the lease runs out."""
+        ...

@@ -1,0 +1,31 @@
+"""Where the records lie: etcd, behind a small protocol."""
+
+from tidegate.store.protocol import (
+    MAX_OPERATIONS,
+    Batch,
+    Delete,
+    Fence,
+    FencedError,
+    Operation,
+    Put,
+    Snapshot,
+    Store,
+    StoreError,
+    Term,
+    UnavailableError,
+)
+
+__all__ = [
+    "MAX_OPERATIONS",
+    "Batch",
+    "Delete",
+    "Fence",
+    "FencedError",
+    "Operation",
+    "Put",
+    "Snapshot",
+    "Store",
+    "StoreError",
+    "Term",
+    "UnavailableError",
+]

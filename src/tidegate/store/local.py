@@ -1,0 +1,131 @@
+"""A private etcd, for the playground and the tests: Debian's etcd-server on free ports of the loopback."""
+
+import asyncio
+import os
+import shutil
+import socket
+import subprocess
+from pathlib import Path
+from signal import SIGCONT, SIGKILL, SIGTERM, Signals
+
+from tidegate.runtime.retry import Backoff
+from tidegate.runtime.settings import EtcdSettings
+from tidegate.store.etcd import EtcdStore
+from tidegate.store.protocol import StoreError
+
+SOCKET = "localhost:1"  # etcd's form for a unix socket: the name of a file in its working directory
+PATIENCE = 30.0  # seconds until it must answer
+
+
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 that nobody listens on (yet: take it soon)."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class EtcdProcess:
+    """One etcd in `directory` (data, log, socket). Data is not synced to disk: it holds nothing that matters."""
+
+    def __init__(self, directory: Path, port: int | None = None) -> None:
+        self.directory = directory
+        self.port = port or free_port()
+        self._peer = free_port()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def endpoint(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def unix(self) -> str:
+        """The same as a unix socket: reachable from every network namespace."""
+        return f"unix://{self.directory / SOCKET}"
+
+    @property
+    def data(self) -> Path:
+        return self.directory / "data"
+
+    @property
+    def pid(self) -> int:
+        if self._process is None:
+            raise RuntimeError("this etcd is not running")
+        return self._process.pid
+
+    def command(self) -> list[str]:
+        program = shutil.which("etcd")
+        if program is None:
+            raise StoreError("etcd not found: install Debian's etcd-server")
+        client, peer = f"http://{self.endpoint}", f"http://127.0.0.1:{self._peer}"
+        return [
+            program,
+            "--data-dir=data",
+            "--name=private",
+            f"--listen-client-urls={client},unix://{SOCKET}",
+            f"--advertise-client-urls={client}",
+            f"--listen-peer-urls={peer}",
+            f"--initial-advertise-peer-urls={peer}",
+            f"--initial-cluster=private={peer}",
+            "--unsafe-no-fsync",
+            "--log-level=error",
+        ]
+
+    async def start(self) -> None:
+        """Starts it and waits until it answers. Raises StoreError with the end of its log if it does not."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        (self.directory / SOCKET).unlink(missing_ok=True)
+        log = self.directory / "etcd.log"
+        with log.open("ab") as output:
+            self._process = subprocess.Popen(  # noqa: ASYNC220  # a spawn takes a millisecond
+                self.command(), cwd=self.directory, stdout=output, stderr=output, start_new_session=True
+            )
+        store = EtcdStore(EtcdSettings((self.endpoint,)))
+        backoff = Backoff()
+        try:
+            async with asyncio.timeout(PATIENCE):
+                while not await self._answers(store):
+                    if self._process.poll() is not None:
+                        raise StoreError(f"etcd ended with {self._process.returncode}: {log.read_text()[-2000:]}")
+                    await asyncio.sleep(min(backoff.pause(), 0.1))
+        except TimeoutError as error:
+            raise StoreError(f"etcd does not answer at {self.endpoint}: {log.read_text()[-2000:]}") from error
+        finally:
+            await store.close()
+
+    async def _answers(self, store: EtcdStore) -> bool:
+        try:
+            await store.snapshot("/tidegate-start/")
+        except StoreError:
+            return False
+        return True
+
+    def signal(self, number: Signals) -> None:
+        os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """kill -9, and waits for its end."""
+        self.stop(SIGKILL)
+
+    def stop(self, number: Signals = SIGTERM) -> None:
+        if self._process is None:
+            return
+        if self._process.poll() is None:
+            self._process.send_signal(number)
+            self._process.send_signal(SIGCONT)
+            try:
+                self._process.wait(5)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        self._process = None
+
+    def wipe(self) -> None:
+        """Removes all data of an etcd that is not running."""
+        shutil.rmtree(self.data, ignore_errors=True)
+
+    def copy_data(self, to: Path) -> None:
+        shutil.copytree(self.data, to)
+
+    def restore_data(self, source: Path) -> None:
+        self.wipe()
+        shutil.copytree(source, self.data)
