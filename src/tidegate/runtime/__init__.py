@@ -1,1 +1,1 @@
-"""What every service has: settings, logs, metrics, health, retry, a clean start and stop. One way for each."""
+"""What every service has: settings, logs, metrics, health over HTTP, retry with jitter, a clean start and stop."""

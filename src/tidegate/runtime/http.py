@@ -1,76 +1,122 @@
-"""`/healthz`, `/readyz`, `/metrics`, and what a service adds, on TCP, on a unix socket, or on both."""
+"""The HTTP side of a service: /healthz, /readyz, /metrics, and routes of its own, on TCP, a Unix socket, or both."""
 
+import contextlib
+import socket
 from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 from aiohttp import web
 
 from tidegate.runtime import metrics
+from tidegate.runtime.errors import SettingsError
+from tidegate.runtime.logging import get_logger
 
-Ready = str | None
+log = get_logger()
 
 
 class Health:
-    """What the process is waiting for. It is ready when no part names a reason why not."""
+    """Readiness by component. A service is ready when each declared component is.
 
-    def __init__(self, *parts: str) -> None:
-        self._reasons: dict[str, Ready] = dict.fromkeys(parts, "starting")
+    >>> health = Health("store", "kernel")
+    >>> health.ready("store")
+    >>> health.not_ready("kernel", "no programs loaded yet")
+    >>> health.is_ready
+    False
+    """
 
-    def ready(self, part: str) -> None:
-        self._reasons[part] = None
+    def __init__(self, *components: str) -> None:
+        self._trouble: dict[str, str | None] = dict.fromkeys(components, "starting")
 
-    def not_ready(self, part: str, reason: str) -> None:
-        self._reasons[part] = reason
+    def ready(self, component: str) -> None:
+        self._trouble[component] = None
+
+    def not_ready(self, component: str, reason: str) -> None:
+        """`reason` is for people: what is missing."""
+        self._trouble[component] = reason
 
     @property
-    def waiting(self) -> dict[str, str]:
-        """Part → reason, of the parts that are not ready."""
-        return {part: reason for part, reason in self._reasons.items() if reason is not None}
+    def is_ready(self) -> bool:
+        return all(trouble is None for trouble in self._trouble.values())
+
+    def report(self) -> dict[str, str]:
+        """Component → "ready", or what is missing."""
+        return {name: "ready" if trouble is None else trouble for name, trouble in self._trouble.items()}
 
 
-async def _healthz(_: web.Request) -> web.Response:
-    return web.Response(text="ok\n")
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """Where the server listens: the TCP port it got (None without one), and the Unix socket."""
+
+    port: int | None
+    socket: Path | None
 
 
-async def _metrics(_: web.Request) -> web.Response:
-    return web.Response(body=metrics.render(), headers={"Content-Type": metrics.CONTENT_TYPE})
+def application(health: Health, routes: Iterable[web.AbstractRouteDef] = ()) -> web.Application:
+    """The aiohttp application that `serve` runs."""
 
+    async def healthz(_request: web.Request) -> web.Response:
+        # Alive means that the event loop turns; what the service lacks to do its work is the business of /readyz.
+        return web.Response(text="ok\n")
 
-def _application(health: Health, routes: Iterable[web.RouteDef]) -> web.Application:
-    async def readyz(_: web.Request) -> web.Response:
-        if not health.waiting:
-            return web.Response(text="ok\n")
-        lines = "".join(f"{part}: {reason}\n" for part, reason in health.waiting.items())
-        return web.Response(text=lines, status=503)
+    async def readyz(_request: web.Request) -> web.Response:
+        body = msgspec.json.encode({"ready": health.is_ready, "components": health.report()})
+        return web.Response(body=body, status=200 if health.is_ready else 503, content_type="application/json")
 
-    application = web.Application()
-    application.add_routes(
-        [web.get("/healthz", _healthz), web.get("/readyz", readyz), web.get("/metrics", _metrics), *routes]
+    async def show_metrics(_request: web.Request) -> web.Response:
+        return web.Response(body=metrics.exposition(), headers={"Content-Type": metrics.CONTENT_TYPE})
+
+    app = web.Application()
+    app.add_routes(
+        [web.get("/healthz", healthz), web.get("/readyz", readyz), web.get("/metrics", show_metrics), *routes]
     )
-    return application
+    return app
 
 
-@asynccontextmanager
+def _remove_stale(path: Path) -> None:
+    """A socket file that nobody listens on, left by a process that was killed."""
+    if not path.is_socket():
+        return
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(path))
+        except OSError:
+            path.unlink(missing_ok=True)
+            return
+    raise SettingsError(f"{path}: another process serves this socket; stop it or give another --http-socket")
+
+
+@contextlib.asynccontextmanager
 async def serve(
     health: Health,
+    *,
     listen: tuple[str, int] | None = None,
-    unix: Path | None = None,
-    routes: Iterable[web.RouteDef] = (),
-) -> AsyncIterator[list[str]]:
-    """Serves while the context is open; gives the addresses (`host:port`, the socket's path)."""
-    # A monitoring stream must not hold up the stop of its service.
-    runner = web.AppRunner(_application(health, routes), access_log=None, shutdown_timeout=1.0)
+    unix_socket: Path | None = None,
+    routes: Iterable[web.AbstractRouteDef] = (),
+) -> AsyncIterator[Serving]:
+    """Serves while the body runs; open streams are cut after it.
+
+    Raises SettingsError where the address cannot be bound. The Unix socket is for its owner only (mode 0600).
+    """
+    runner = web.AppRunner(application(health, routes), access_log=None, shutdown_timeout=1.0)
     await runner.setup()
     try:
-        if listen:
-            site = web.TCPSite(runner, *listen)
-            await site.start()
-        if unix:
-            unix.parent.mkdir(parents=True, exist_ok=True)
-            unix.unlink(missing_ok=True)
-            await web.UnixSite(runner, str(unix)).start()
-            unix.chmod(0o600)
-        yield [a if isinstance(a, str) else f"{a[0]}:{a[1]}" for a in runner.addresses]
+        port = None
+        try:
+            if unix_socket is not None:
+                unix_socket.parent.mkdir(parents=True, exist_ok=True)
+                _remove_stale(unix_socket)
+                await web.UnixSite(runner, str(unix_socket)).start()
+                unix_socket.chmod(0o600)
+            if listen is not None:
+                await web.TCPSite(runner, listen[0] or None, listen[1]).start()
+                port = next(address[1] for address in runner.addresses if isinstance(address, tuple))
+                log.info("serving http", host=listen[0], port=port)
+        except OSError as error:
+            raise SettingsError(f"cannot serve HTTP on {unix_socket or listen}: {error}") from error
+        yield Serving(port, unix_socket)
     finally:
         await runner.cleanup()
+        if unix_socket is not None:
+            unix_socket.unlink(missing_ok=True)

@@ -1,39 +1,60 @@
-"""Retry with jitter: the one schedule of pauses that everything uses."""
+"""Retry with jitter: exponential, full jitter, capped, so that thousands of clients do not return in step.
 
-import tenacity
+The form is the "full jitter" of M. Brooker, "Exponential Backoff and Jitter" (AWS Architecture Blog, 2015): each delay
+is drawn evenly from zero to a ceiling that doubles.
+"""
 
-FIRST = 0.05  # seconds
-LONGEST = 5.0  # seconds
+import asyncio
+
+from tenacity import (
+    AsyncRetrying,
+    RetryCallState,
+    retry_if_exception_type,
+    stop_after_attempt,
+    stop_never,
+    wait_random_exponential,
+)
+
+INITIAL = 0.1  # seconds: ceiling of the first delay
+CAP = 10.0  # seconds: ceiling of all later ones
 
 
-def retrying(*errors: type[BaseException], attempts: int | None = None) -> tenacity.AsyncRetrying:
-    """Repeats a call that may be repeated. Exponential pauses with full jitter; without `attempts` for ever.
+def backoff(
+    *on: type[BaseException], attempts: int | None = None, initial: float = INITIAL, cap: float = CAP
+) -> AsyncRetrying:
+    """Retries calls that raise one of `on`: `async for attempt in backoff(OSError): with attempt: …`.
 
-    >>> async for attempt in retrying(OSError):
-    ...     with attempt:
-    ...         await call()
+    Without `attempts` it never gives up; with it, the last exception is raised as it is. Only for calls that are safe
+    to repeat.
     """
-    return tenacity.AsyncRetrying(
-        retry=tenacity.retry_if_exception_type(errors),
-        wait=tenacity.wait_random_exponential(multiplier=FIRST, max=LONGEST),
-        stop=tenacity.stop_after_attempt(attempts) if attempts else tenacity.stop_never,
+    return AsyncRetrying(
+        retry=retry_if_exception_type(on),
+        wait=wait_random_exponential(multiplier=initial, max=cap),
+        stop=stop_never if attempts is None else stop_after_attempt(attempts),
         reraise=True,
     )
 
 
 class Backoff:
-    """The same pauses for loops that are no calls (a watch that is to be opened again)."""
+    """The same delays for loops that reconnect: `reset()` once the connection has proved to work."""
 
-    def __init__(self) -> None:
-        self._wait = tenacity.wait_random_exponential(multiplier=FIRST, max=LONGEST)
-        self.failures = 0  # since the last `reset`
+    def __init__(self, initial: float = INITIAL, cap: float = CAP) -> None:
+        self._wait = wait_random_exponential(multiplier=initial, max=cap)
+        self._state = RetryCallState(AsyncRetrying(), None, (), {})
+        self._state.attempt_number = 0
+
+    @property
+    def attempts(self) -> int:
+        """Delays taken since the last reset."""
+        return self._state.attempt_number
 
     def reset(self) -> None:
-        self.failures = 0
+        self._state.attempt_number = 0
 
-    def pause(self) -> float:
-        """Seconds to wait now; longer with each call since the last `reset`."""
-        self.failures += 1
-        state = tenacity.RetryCallState(tenacity.Retrying(), None, (), {})
-        state.attempt_number = self.failures
-        return float(self._wait(state))
+    def next(self) -> float:
+        """The next delay in seconds."""
+        self._state.attempt_number += 1
+        return self._wait(self._state)
+
+    async def wait(self) -> None:
+        await asyncio.sleep(self.next())

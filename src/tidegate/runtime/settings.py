@@ -1,130 +1,169 @@
-"""Settings: flags, each with an environment variable of the same name (`--etcd` and `TIDEGATE_ETCD`)."""
+"""Settings that all services share: flags, each of them also an environment variable.
 
+`--etcd-ca` is `TIDEGATE_ETCD_CA`, and so on. A service writes:
+
+    @click.command(context_settings=CONTEXT_SETTINGS)
+    @common_options
+    @click.option("--kubeconfig")
+    def main(common: CommonSettings, kubeconfig: str | None) -> None:
+        run(lambda stop: serve(common, kubeconfig, stop), common, "endpoint-sync")
+
+where each further option gets its variable (`TIDEGATE_KUBECONFIG`) through CONTEXT_SETTINGS.
+"""
+
+import functools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final
 
 import click
 
-F = TypeVar("F", bound=Callable[..., Any])
+CONTEXT_SETTINGS: Final[dict[str, Any]] = {
+    "auto_envvar_prefix": "TIDEGATE",
+    "help_option_names": ["-h", "--help"],
+    "show_default": True,
+}
+DEFAULT_ETCD: Final = "127.0.0.1:2379"
 
-PREFIX = "TIDEGATE"
-_HOST_PORT = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^:/\s]+):(\d{1,5})")
-
-
-class SettingsError(click.UsageError):
-    """A setting that cannot be used: the text says which, and what it should be."""
-
-
-@dataclass(frozen=True, slots=True)
-class EtcdSettings:
-    """How to reach etcd. Certificates are paths of PEM files; without `ca` the connection is not encrypted."""
-
-    endpoints: tuple[str, ...]  # `host:port` or `unix:///path`
-    ca: Path | None = None
-    cert: Path | None = None
-    key: Path | None = None
+_CLUSTER = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
+_LEVELS = ("debug", "info", "warning", "error")
 
 
 @dataclass(frozen=True, slots=True)
 class CommonSettings:
-    """What all services are told."""
+    """The values of `common_options`.
 
-    cluster: str
-    etcd: EtcdSettings
-    listen: tuple[str, int] | None  # for /healthz, /readyz, /metrics
-    http_socket: Path | None  # the same on a unix socket
-    log_level: str
-    log_format: str
+    `etcd` holds endpoints as given (`host:port` or `unix:///path`), never empty. `listen` is None when no TCP port
+    is wanted; port 0 takes a free one. `log_format` None means JSON, or text on a terminal.
+    """
+
+    cluster: str = "default"
+    etcd: tuple[str, ...] = (DEFAULT_ETCD,)
+    etcd_ca: Path | None = None
+    etcd_cert: Path | None = None
+    etcd_key: Path | None = None
+    listen: tuple[str, int] | None = None
+    http_socket: Path | None = None
+    log_level: str = "info"
+    log_format: str | None = None
 
 
-def etcd_settings(values: dict[str, Any]) -> EtcdSettings:
-    """Takes the etcd flags out of click's values (the rest stays)."""
-    endpoints = tuple(part.strip() for text in values.pop("etcd") for part in text.split(",") if part.strip())
+def parse_listen(text: str) -> tuple[str, int] | None:
+    """`127.0.0.1:9100`, `[::1]:9100` or `:9100` (all addresses) as (host, port); None for the empty text.
+
+    Raises ValueError where there is no port or it is out of range.
+    """
+    if not text:
+        return None
+    host, colon, port = text.rpartition(":")
+    if not colon or not port.isdecimal() or int(port) > 65535:
+        raise ValueError(f"{text!r} is no address: write host:port, or [host]:port for IPv6")
+    if ":" in host and not (host.startswith("[") and host.endswith("]")):
+        raise ValueError(f"{text!r} is no address: write [host]:port for IPv6")
+    return host.strip("[]"), int(port)
+
+
+def _listen(_context: click.Context, _parameter: click.Parameter, value: str) -> tuple[str, int] | None:
+    try:
+        return parse_listen(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+
+
+def _etcd(_context: click.Context, _parameter: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
+    endpoints = tuple(part.strip() for text in value for part in text.split(",") if part.strip())
     if not endpoints:
-        raise SettingsError("--etcd: name at least one endpoint, as host:port or unix:///path")
-    for endpoint in endpoints:
-        if not endpoint.startswith("unix:///") and not _HOST_PORT.fullmatch(endpoint):
-            raise SettingsError(f"--etcd: {endpoint!r} is neither host:port nor unix:///path")
-    ca, cert, key = (values.pop(f"etcd_{name}") for name in ("ca", "cert", "key"))
-    if bool(cert) != bool(key) or (cert and not ca):
-        raise SettingsError("--etcd-cert and --etcd-key go together, and with --etcd-ca")
-    return EtcdSettings(endpoints, ca, cert, key)
+        raise click.BadParameter("name at least one endpoint: host:port or unix:///path")
+    return endpoints
 
 
-def common_settings(values: dict[str, Any]) -> CommonSettings:
-    """Takes the common flags out of click's values (the rest stays for the service)."""
-    etcd = etcd_settings(values)
-    listen = values.pop("listen")
-    return CommonSettings(
-        cluster=values.pop("cluster"),
-        etcd=etcd,
-        listen=host_and_port("--listen", listen) if listen else None,
-        http_socket=values.pop("http_socket"),
-        log_level=values.pop("log_level"),
-        log_format=values.pop("log_format"),
-    )
+def _cluster(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
+    if not _CLUSTER.fullmatch(value):
+        raise click.BadParameter(f"{value!r}: use lower-case letters, digits, '-' and '.'")
+    return value
 
 
-def host_and_port(flag: str, text: str) -> tuple[str, int]:
-    match = _HOST_PORT.fullmatch(text)
-    if not match or int(match[2]) > 65535:
-        raise SettingsError(f"{flag}: {text!r} is not host:port")
-    return match[1].strip("[]"), int(match[2])
+_FILE = click.Path(dir_okay=False, path_type=Path)
+
+_STORE_OPTIONS = (
+    click.option(
+        "--cluster",
+        default="default",
+        envvar="TIDEGATE_CLUSTER",
+        callback=_cluster,
+        help="Name of the cluster: the keys lie under /tidegate/CLUSTER/.",
+    ),
+    click.option(
+        "--etcd",
+        multiple=True,
+        default=(DEFAULT_ETCD,),
+        envvar="TIDEGATE_ETCD",
+        callback=_etcd,
+        metavar="ENDPOINT",
+        help="host:port or unix:///path; repeat it or separate several by commas.",
+    ),
+    click.option("--etcd-ca", type=_FILE, envvar="TIDEGATE_ETCD_CA", help="PEM of the CA; turns TLS on."),
+    click.option("--etcd-cert", type=_FILE, envvar="TIDEGATE_ETCD_CERT", help="PEM of the client certificate."),
+    click.option("--etcd-key", type=_FILE, envvar="TIDEGATE_ETCD_KEY", help="PEM of the client's key."),
+)
+_LOG_OPTIONS = (
+    click.option(
+        "--log-level",
+        type=click.Choice(_LEVELS, case_sensitive=False),
+        default="info",
+        envvar="TIDEGATE_LOG_LEVEL",
+        help="Lowest level that is written.",
+    ),
+    click.option(
+        "--log-format",
+        type=click.Choice(("json", "text")),
+        default=None,
+        envvar="TIDEGATE_LOG_FORMAT",
+        help="Form of the log lines on stderr; text on a terminal, else json.",
+    ),
+)
+_HTTP_OPTIONS = (
+    click.option(
+        "--listen",
+        default="127.0.0.1:0",
+        envvar="TIDEGATE_LISTEN",
+        callback=_listen,
+        metavar="HOST:PORT",
+        help="Where /healthz, /readyz and /metrics are served; port 0 is a free one, empty is none.",
+    ),
+    click.option("--http-socket", type=_FILE, envvar="TIDEGATE_HTTP_SOCKET", help="Unix socket that serves the same."),
+)
+
+Command = Callable[..., Any]
 
 
-def _stack(options: list[Callable[[F], F]]) -> Callable[[F], F]:
-    def decorate(function: F) -> F:
+def _collect(options: tuple[Callable[[Command], Command], ...]) -> Callable[[Command], Command]:
+    def decorate(command: Command) -> Command:
+        @functools.wraps(command)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            fields = {name: kwargs.pop(name) for name in CommonSettings.__dataclass_fields__ if name in kwargs}
+            common = CommonSettings(**fields)
+            if (common.etcd_cert or common.etcd_key) and not common.etcd_ca:
+                raise click.UsageError("--etcd-cert and --etcd-key need --etcd-ca")
+            if bool(common.etcd_cert) != bool(common.etcd_key):
+                raise click.UsageError("--etcd-cert and --etcd-key go together")
+            return command(*args, common=common, **kwargs)
+
+        decorated: Command = wrapper
         for option in reversed(options):
-            function = option(function)
-        return function
+            decorated = option(decorated)
+        return decorated
 
     return decorate
 
 
-_FILE = click.Path(path_type=Path, dir_okay=False)
-
-etcd_options = _stack(
-    [
-        click.option("--cluster", default="default", show_default=True, help="Name of the cluster in etcd's keys."),
-        click.option(
-            "--etcd",
-            multiple=True,
-            default=["127.0.0.1:2379"],
-            show_default=True,
-            help="Endpoint: host:port or unix:///path. May be repeated, or a list with commas.",
-        ),
-        click.option("--etcd-ca", type=_FILE, help="CA certificate (PEM) of etcd; turns on TLS."),
-        click.option("--etcd-cert", type=_FILE, help="Client certificate (PEM)."),
-        click.option("--etcd-key", type=_FILE, help="Key of the client certificate (PEM)."),
-    ]
-)
-
-common_options = _stack(
-    [
-        etcd_options,
-        click.option("--listen", default="", help="host:port for /healthz, /readyz and /metrics. Empty: none."),
-        click.option("--http-socket", type=_FILE, help="Unix socket for the same."),
-        click.option(
-            "--log-level",
-            type=click.Choice(["debug", "info", "warning", "error"]),
-            default="info",
-            show_default=True,
-        ),
-        click.option(
-            "--log-format",
-            type=click.Choice(["auto", "json", "text"]),
-            default="auto",
-            show_default=True,
-            help="auto: text on a terminal, JSON lines elsewhere.",
-        ),
-    ]
-)
+def common_options(command: Command) -> Command:
+    """Adds all common options to a click command, which gets them as one argument `common: CommonSettings`."""
+    return _collect(_STORE_OPTIONS + _HTTP_OPTIONS + _LOG_OPTIONS)(command)
 
 
-def service_command(name: str) -> Callable[[Callable[..., None]], click.Command]:
-    """`@service_command("node-agent")`: a click command whose flags can all come from the environment."""
-    settings = {"auto_envvar_prefix": PREFIX, "help_option_names": ["-h", "--help"], "show_default": True}
-    return click.command(name, context_settings=settings)
+def store_options(command: Command) -> Command:
+    """Like common_options, for commands that only read the store: no HTTP server, no log options."""
+    return _collect(_STORE_OPTIONS)(command)
