@@ -12,7 +12,7 @@ from etcd3aio._protobuf import WatchStub
 from etcd3aio.kv import KVService
 from etcd3aio.lease import LeaseService
 
-from tidegate.runtime.settings import EtcdSettings
+from tidegate.runtime.settings import CommonSettings
 
 OPTIONS: list[tuple[str, int | str]] = [
     ("grpc.lb_policy_name", "round_robin"),
@@ -59,16 +59,16 @@ def target(endpoints: tuple[str, ...]) -> str:
     return f"{scheme}:{','.join(endpoints)}"
 
 
-def connect(settings: EtcdSettings) -> Connection:
+def connect(settings: CommonSettings) -> Connection:
     """Opens the channel; gRPC connects when the first call is made. Raises OSError for unreadable certificates."""
-    name = target(settings.endpoints)
-    if settings.ca is None:
+    name = target(settings.etcd)
+    if settings.etcd_ca is None:
         channel = grpc.aio.insecure_channel(name, options=OPTIONS)
     else:
         credentials = grpc.ssl_channel_credentials(
-            root_certificates=settings.ca.read_bytes(),
-            private_key=settings.key.read_bytes() if settings.key else None,
-            certificate_chain=settings.cert.read_bytes() if settings.cert else None,
+            root_certificates=settings.etcd_ca.read_bytes(),
+            private_key=settings.etcd_key.read_bytes() if settings.etcd_key else None,
+            certificate_chain=settings.etcd_cert.read_bytes() if settings.etcd_cert else None,
         )
         channel = grpc.aio.secure_channel(name, credentials, options=OPTIONS)
     # One attempt a call: the store decides what may be repeated, and when.

@@ -21,7 +21,7 @@ async def lead(store: Store, key: str, holder: str, work: Callable[[Fence], Awai
     `work` is cancelled when leadership is lost; it ends the term itself by FencedError or another StoreError.
     Everything else that it raises is raised here.
     """
-    log = get_logger().bind(leader_key=key)
+    log = get_logger(leader_key=key)
     backoff = Backoff()
     while True:
         term = await store.campaign(key, holder, ttl)
@@ -35,7 +35,7 @@ async def lead(store: Store, key: str, holder: str, work: Callable[[Fence], Awai
             await term.resign()
         if time.monotonic() - began > ttl:
             backoff.reset()
-        await asyncio.sleep(backoff.pause())
+        await asyncio.sleep(backoff.next())
 
 
 async def _serve(term: Term, work: Callable[[Fence], Awaitable[None]]) -> None:

@@ -13,8 +13,9 @@ from etcd3aio.errors import EtcdError, EtcdPermissionDeniedError, EtcdUnauthenti
 from etcd3aio.kv import KVService, prefix_range_end
 
 from tidegate.runtime.logging import get_logger
-from tidegate.runtime.retry import Backoff, retrying
-from tidegate.runtime.settings import EtcdSettings
+from tidegate.runtime.retry import Backoff
+from tidegate.runtime.retry import backoff as retrying
+from tidegate.runtime.settings import CommonSettings
 from tidegate.store.connection import Connection, connect
 from tidegate.store.protocol import (
     MAX_OPERATIONS,
@@ -37,8 +38,8 @@ ATTEMPTS = 3  # of a transaction; what calls us decides about more
 
 
 class EtcdStore:
-    def __init__(self, settings: EtcdSettings) -> None:
-        self._where = ", ".join(settings.endpoints)
+    def __init__(self, settings: CommonSettings) -> None:
+        self._where = ", ".join(settings.etcd)
         self._connection = connect(settings)
 
     async def close(self) -> None:
@@ -68,7 +69,7 @@ class EtcdStore:
         return Snapshot(revision, values), Position(cluster, revision, seen)
 
     async def follow(self, prefix: str) -> AsyncGenerator[Snapshot | Batch, None]:
-        log = get_logger().bind(etcd=self._where, prefix=prefix)
+        log = get_logger(etcd=self._where, prefix=prefix)
         backoff = Backoff()
         position: Position | None = None
         while True:
@@ -87,9 +88,9 @@ class EtcdStore:
                 log.warning("reading everything again", reason=str(error))
                 position = None
             except (StoreError, grpc.aio.AioRpcError) as error:
-                if not backoff.failures:
+                if not backoff.attempts:
                     log.warning("cannot read etcd; trying until it answers", reason=reason(error))
-            await asyncio.sleep(backoff.pause())
+            await asyncio.sleep(backoff.next())
 
     async def _verify(self, position: Position) -> None:
         """Raises LostError unless etcd still has the history that `position` stands in.
@@ -146,7 +147,7 @@ class EtcdStore:
                 backoff.reset()
             except StoreError as error:
                 get_logger().warning("cannot campaign; trying again", leader_key=key, reason=str(error))
-                await asyncio.sleep(backoff.pause())
+                await asyncio.sleep(backoff.next())
 
     async def _try_to_lead(self, key: str, holder: str, ttl: int) -> "EtcdTerm | None":
         granted = time.monotonic()

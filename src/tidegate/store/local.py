@@ -9,7 +9,7 @@ from pathlib import Path
 from signal import SIGCONT, SIGKILL, SIGTERM, Signals
 
 from tidegate.runtime.retry import Backoff
-from tidegate.runtime.settings import EtcdSettings
+from tidegate.runtime.settings import CommonSettings
 from tidegate.store.etcd import EtcdStore
 from tidegate.store.protocol import StoreError
 
@@ -79,14 +79,14 @@ class EtcdProcess:
             self._process = subprocess.Popen(  # noqa: ASYNC220  # a spawn takes a millisecond
                 self.command(), cwd=self.directory, stdout=output, stderr=output, start_new_session=True
             )
-        store = EtcdStore(EtcdSettings((self.endpoint,)))
+        store = EtcdStore(CommonSettings(etcd=(self.endpoint,)))
         backoff = Backoff()
         try:
             async with asyncio.timeout(PATIENCE):
                 while not await self._answers(store):
                     if self._process.poll() is not None:
                         raise StoreError(f"etcd ended with {self._process.returncode}: {log.read_text()[-2000:]}")
-                    await asyncio.sleep(min(backoff.pause(), 0.1))
+                    await asyncio.sleep(min(backoff.next(), 0.1))
         except TimeoutError as error:
             raise StoreError(f"etcd does not answer at {self.endpoint}: {log.read_text()[-2000:]}") from error
         finally:

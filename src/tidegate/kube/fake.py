@@ -1,0 +1,84 @@
+"""An API server in memory for tests: the raw side of `list_watch`, with the troubles of a real one on demand."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import msgspec
+
+from tidegate.kube.watch import GoneError, Unreachable
+
+
+class FakeApi:
+    """Objects as JSON-like dictionaries, by path of their resource. `put` and `delete` are events for watchers."""
+
+    def __init__(self) -> None:
+        self.available = True
+        self.lists = 0
+        self._version = 1
+        self._oldest = 0
+        self._objects: dict[str, dict[tuple[str, str], dict[str, Any]]] = {}
+        self._events: list[tuple[int, str, bytes]] = []
+        self._cuts = 0
+        self._change = asyncio.Event()
+
+    def put(self, path: str, item: dict[str, Any]) -> None:
+        metadata = item.setdefault("metadata", {})
+        key = metadata.get("namespace", ""), metadata["name"]
+        known = self._objects.setdefault(path, {})
+        kind = "MODIFIED" if key in known else "ADDED"
+        self._version += 1
+        metadata["resourceVersion"] = str(self._version)
+        known[key] = item
+        self._emit(path, kind, item)
+
+    def delete(self, path: str, namespace: str, name: str) -> None:
+        item = self._objects[path].pop((namespace, name))
+        self._version += 1
+        item["metadata"]["resourceVersion"] = str(self._version)
+        self._emit(path, "DELETED", item)
+
+    def expire(self) -> None:
+        """Forgets the history: a watch that is opened now from an older version gets 410."""
+        self._oldest = self._version
+        self._events.clear()
+        self.cut()
+
+    def cut(self) -> None:
+        """Ends all watches."""
+        self._cuts += 1
+        self._wake()
+
+    def set_available(self, available: bool) -> None:
+        self.available = available
+        self.cut()
+
+    def _emit(self, path: str, kind: str, item: dict[str, Any]) -> None:
+        self._events.append((self._version, path, msgspec.json.encode({"type": kind, "object": item})))
+        self._wake()
+
+    def _wake(self) -> None:
+        self._change.set()
+        self._change = asyncio.Event()
+
+    async def pages(self, path: str) -> AsyncGenerator[bytes, None]:
+        await asyncio.sleep(0)
+        if not self.available:
+            raise Unreachable("switched off")
+        self.lists += 1
+        items = list(self._objects.get(path, {}).values())
+        yield msgspec.json.encode({"metadata": {"resourceVersion": str(self._version)}, "items": items})
+
+    async def watch(self, path: str, resource_version: str) -> AsyncGenerator[bytes, None]:
+        position, cuts = int(resource_version), self._cuts
+        if not self.available:
+            raise Unreachable("switched off")
+        if position < self._oldest:
+            raise GoneError("too old resource version")
+        while cuts == self._cuts:
+            for version, where, raw in list(self._events):
+                if version > position and where == path:
+                    position = version
+                    yield raw
+            if cuts == self._cuts and not any(v > position and w == path for v, w, _ in self._events):
+                await self._change.wait()

@@ -1,0 +1,203 @@
+"""List, then watch, then list again when the watch cannot go on: one generator that never ends."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+import msgspec
+
+from tidegate.kube import objects
+from tidegate.kube.objects import Object
+from tidegate.runtime.logging import get_logger
+from tidegate.runtime.retry import Backoff
+
+T = TypeVar("T", bound=Object)
+
+
+@dataclass(frozen=True, slots=True)
+class Resource(Generic[T]):
+    """A kind, and where the API serves it: `path` has all namespaces (`/api/v1/pods`)."""
+
+    kind: str
+    path: str
+    type: type[T]
+
+
+NAMESPACES = Resource("Namespace", "/api/v1/namespaces", objects.Namespace)
+NODES = Resource("Node", "/api/v1/nodes", objects.Node)
+PODS = Resource("Pod", "/api/v1/pods", objects.Pod)
+SERVICES = Resource("Service", "/api/v1/services", objects.Service)
+ENDPOINT_SLICES = Resource("EndpointSlice", "/apis/discovery.k8s.io/v1/endpointslices", objects.EndpointSlice)
+NETWORK_POLICIES = Resource("NetworkPolicy", "/apis/networking.k8s.io/v1/networkpolicies", objects.NetworkPolicy)
+
+
+@dataclass(frozen=True, slots=True)
+class Invalid:
+    """An object that could not be decoded. Whoever had a good state of it keeps that."""
+
+    namespace: str
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Listed(Generic[T]):
+    """Everything there is; what a reader knew and does not find here, neither valid nor invalid, is gone."""
+
+    items: Mapping[tuple[str, str], T]
+    invalid: Mapping[tuple[str, str], Invalid]
+
+
+@dataclass(frozen=True, slots=True)
+class Changed(Generic[T]):
+    """Added or modified."""
+
+    item: T
+
+
+@dataclass(frozen=True, slots=True)
+class Deleted:
+    namespace: str
+    name: str
+
+
+Event = Listed[T] | Changed[T] | Deleted | Invalid
+
+
+class GoneError(Exception):
+    """The API server no longer has the history from that resource version on (410)."""
+
+
+class Unreachable(Exception):
+    """The API server cannot be reached, or answers with an error; the text says which."""
+
+
+class Api(Protocol):
+    """What the generator needs of a client; raw JSON, so that one bad object costs that object alone."""
+
+    def pages(self, path: str) -> AsyncGenerator[bytes, None]: ...
+
+    def watch(self, path: str, resource_version: str) -> AsyncGenerator[bytes, None]: ...
+
+
+class _ListMetadata(objects.Part, frozen=True):
+    resource_version: str = ""
+
+
+class _List(objects.Part, frozen=True):
+    metadata: _ListMetadata = _ListMetadata()
+    items: tuple[msgspec.Raw, ...] | None = None
+
+
+class _WatchEvent(objects.Part, frozen=True):
+    type: str
+    object: msgspec.Raw
+
+
+class _Status(objects.Part, frozen=True):
+    code: int = 0
+    message: str = ""
+
+
+class _Named(objects.Part, frozen=True):
+    metadata: dict[str, Any] | None = None
+
+
+_DECODE_LIST = msgspec.json.Decoder(_List)
+_DECODE_EVENT = msgspec.json.Decoder(_WatchEvent)
+_DECODE_STATUS = msgspec.json.Decoder(_Status)
+_DECODE_NAMED = msgspec.json.Decoder(_Named)
+
+
+class _Decoder(Generic[T]):
+    def __init__(self, resource: Resource[T]) -> None:
+        self._decoder = msgspec.json.Decoder(resource.type)
+
+    def __call__(self, raw: bytes | msgspec.Raw) -> T | Invalid:
+        try:
+            return self._decoder.decode(raw)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            return invalid(raw, str(error))
+
+
+def invalid(raw: bytes | msgspec.Raw, reason: str) -> Invalid:
+    try:
+        metadata = _DECODE_NAMED.decode(raw).metadata or {}
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        metadata = {}
+    return Invalid(str(metadata.get("namespace", "")), str(metadata.get("name", "")), reason)
+
+
+async def list_watch(api: Api, resource: Resource[T]) -> AsyncGenerator[Event[T], None]:
+    """All events of a resource, beginning with Listed. Never ends and never raises for trouble of the API server.
+
+    After trouble it goes on where it was; where the server cannot (410), it lists again and yields Listed.
+    """
+    log = get_logger(kind=resource.kind)
+    decode = _Decoder(resource)
+    backoff = Backoff()
+    version = ""
+    while True:
+        try:
+            if not version:
+                listed, version = await _list(api, resource, decode)
+                yield listed
+            async with aclosing(api.watch(resource.path, version)) as lines:
+                async for line in lines:
+                    backoff.reset()
+                    event, version = _event(line, decode, version)
+                    if event is not None:
+                        yield event
+        except GoneError as error:
+            log.info("listing again", reason=str(error))
+            version = ""
+        except Unreachable as error:
+            if not backoff.attempts:
+                log.warning("cannot read the API server; trying until it answers", reason=str(error))
+        # Also where the server ended the watch in good order, which it does every few minutes.
+        await asyncio.sleep(backoff.next())
+
+
+async def _list(api: Api, resource: Resource[T], decode: _Decoder[T]) -> tuple[Listed[T], str]:
+    items: dict[tuple[str, str], T] = {}
+    bad: dict[tuple[str, str], Invalid] = {}
+    version = ""
+    async with aclosing(api.pages(resource.path)) as pages:
+        async for raw in pages:
+            try:
+                page = _DECODE_LIST.decode(raw)
+            except msgspec.DecodeError as error:
+                raise Unreachable(f"{resource.path}: no list of objects: {error}") from error
+            version = page.metadata.resource_version
+            for item in page.items or ():
+                decoded = decode(item)
+                if isinstance(decoded, Invalid):
+                    bad[decoded.namespace, decoded.name] = decoded
+                else:
+                    items[decoded.key] = decoded
+    return Listed(items, bad), version
+
+
+def _event(line: bytes, decode: _Decoder[T], version: str) -> tuple[Event[T] | None, str]:
+    try:
+        event = _DECODE_EVENT.decode(line)
+    except msgspec.DecodeError as error:
+        raise Unreachable(f"a line of the watch is no event: {error}") from error
+    if event.type == "ERROR":
+        status = _DECODE_STATUS.decode(event.object)
+        if status.code == 410:
+            raise GoneError(status.message)
+        raise Unreachable(f"the watch ended with {status.code}: {status.message}")
+    if event.type == "BOOKMARK":
+        return None, _version(event.object) or version
+    decoded = decode(event.object)
+    version = (decoded.metadata.resource_version if isinstance(decoded, Object) else _version(event.object)) or version
+    if isinstance(decoded, Invalid):
+        return (Deleted(decoded.namespace, decoded.name) if event.type == "DELETED" else decoded), version
+    return (Deleted(*decoded.key) if event.type == "DELETED" else Changed(decoded)), version
+
+
+def _version(raw: msgspec.Raw) -> str:
+    return str((_DECODE_NAMED.decode(raw).metadata or {}).get("resourceVersion", ""))
