@@ -1,17 +1,124 @@
-/* Entry points at a pod's host-side veth. */
+/* Entry points at a pod's host-side veth: from_pod at its ingress, to_pod at its egress. */
 #include <linux/if_ether.h>
+#include <linux/in.h>
+#include <linux/ip.h>
 #include <linux/pkt_cls.h>
+#include <linux/tcp.h>
+#include <linux/udp.h>
 #include "include/types.h"
 #include "include/reasons.h"
 #include "include/maps.h"
+#include "include/helpers.h"
+#include "include/flow.h"
+#include "include/events.h"
+#include "include/fragments.h"
+#include "include/parse.h"
+#include "include/policy.h"
+#include "include/conntrack.h"
+#include "include/nat.h"
+#include "include/lb.h"
+#include "include/icmp.h"
+#include "include/deliver.h"
+
+/* What is not IPv4 -> what to do with it. */
+static int not_ipv4(struct __sk_buff *skb, struct flow *flow)
+{
+	if (skb->vlan_present)
+		return stop(flow, REASON_NOT_IP);
+	if (skb->protocol == htons(ETH_P_ARP))
+		return TC_ACT_UNSPEC;
+	if (skb->protocol == htons(ETH_P_IPV6))
+		return is_ipv6_control(skb) ? TC_ACT_UNSPEC : stop(flow, REASON_IPV6_OFF);
+	return stop(flow, REASON_NOT_IP);
+}
+
+static bool is_ipv4(struct __sk_buff *skb)
+{
+	return skb->protocol == htons(ETH_P_IP) && !skb->vlan_present;
+}
+
+/* A pod sends from its own addresses only. */
+static bool check_source(struct __sk_buff *skb, struct flow *flow)
+{
+	struct endpoint *source = endpoints.lookup(&flow->source);
+	if (!source)
+		return refuse(flow, REASON_CLOSED);
+	return source->ifindex == skb->ifindex || refuse(flow, REASON_SPOOFED);
+}
+
+static bool track_error_from_pod(struct __sk_buff *skb, struct flow *flow)
+{
+	if (!read_quoted(skb, flow) || !translate_error(skb, flow))
+		return false;
+	/* A pod can complain about packets to itself only. */
+	if (!same_addr(&flow->translation_key.vip, &flow->source))
+		return refuse(flow, REASON_ICMP_UNRELATED);
+	return relate(skb, flow);
+}
+
+static int handle_from_pod(struct __sk_buff *skb, struct flow *flow)
+{
+	if (!is_ipv4(skb))
+		return not_ipv4(skb, flow);
+	if (!parse_ip(skb, flow) || !check_source(skb, flow) || !parse_transport(skb, flow))
+		return NO_ACTION;
+	if (flow->kind == KIND_ICMP_ERROR) {
+		if (!track_error_from_pod(skb, flow))
+			return NO_ACTION;
+	} else {
+		/* Pods and nodes are no Services. */
+		if (!endpoints.lookup(&flow->destination) && !translate(skb, flow))
+			return NO_ACTION;
+		if (!track(skb, flow))
+			return NO_ACTION;
+	}
+	struct endpoint *destination = endpoints.lookup(&flow->destination);
+	if (destination && destination->ifindex)
+		return deliver_to_pod(skb, flow, destination->ifindex);
+	if (destination && destination->flags & EP_OWN_NODE)
+		return TC_ACT_UNSPEC;
+	return deliver_to_network(skb, flow);
+}
 
 int from_pod(struct __sk_buff *skb)
 {
-	struct addr a = {};
-	return endpoints.lookup(&a) ? TC_ACT_OK : TC_ACT_UNSPEC;
+	struct flow *flow = new_flow(HOOK_FROM_POD, DIRECTION_EGRESS);
+	if (!flow)
+		return TC_ACT_SHOT;
+	return finish(skb, flow, handle_from_pod(skb, flow));
+}
+
+/* Only what comes through the stack gets here: the node's own packets, and those that a program before the stack has
+ * judged. "From my own node" is what no device received, never a source address. */
+static int handle_to_pod(struct __sk_buff *skb, struct flow *flow)
+{
+	bool from_node = skb->ingress_ifindex == 0;
+	flow->from_node = from_node;
+	flow->judged = !from_node && (skb->mark & MARK_MASK) == MARK_JUDGED;
+	if (!is_ipv4(skb))
+		return not_ipv4(skb, flow);
+	if (!parse_ip(skb, flow))
+		return NO_ACTION;
+	struct endpoint *destination = endpoints.lookup(&flow->destination);
+	if (!destination || destination->ifindex != skb->ifindex)
+		return from_node ? TC_ACT_UNSPEC : stop(flow, REASON_CLOSED);
+	if (!parse_transport(skb, flow))
+		return NO_ACTION;
+	if (flow->kind == KIND_ICMP_ERROR) {
+		if (!read_quoted(skb, flow))
+			return NO_ACTION;
+		if (!relate(skb, flow))
+			return from_node || flow->judged ? TC_ACT_UNSPEC : NO_ACTION;
+	} else if (!track(skb, flow)) {
+		return NO_ACTION;
+	}
+	return untranslate(skb, flow) ? TC_ACT_UNSPEC : NO_ACTION;
 }
 
 int to_pod(struct __sk_buff *skb)
 {
-	return TC_ACT_UNSPEC;
+	struct flow *flow = new_flow(HOOK_TO_POD, DIRECTION_INGRESS);
+	if (!flow)
+		return TC_ACT_SHOT;
+	return finish(skb, flow, handle_to_pod(skb, flow));
 }

@@ -76,6 +76,9 @@
 	__attribute__((section("maps/ringbuf" PIN_##name))) \
 	struct name##_table_t name = { .max_entries = SIZE_##name * 4096 }
 
+/* Entries in arrays whose number the code decides. */
+#define COUNTERS 64
+
 MAP_HASH(endpoints, struct addr, struct endpoint);
 MAP_HASH(devices, u32, struct device);
 MAP_HASH(frontends, struct frontend_key, struct frontend);
@@ -92,7 +95,7 @@ MAP_LRU(socket_peers, struct socket_peer_key, struct socket_peer);
 MAP_LRU(fragments, struct fragment_key, struct fragment_ports);
 
 MAP_ARRAY("array", settings, u64, SETTINGS);
-MAP_ARRAY("percpu_array", counters, struct counter, 64);
+MAP_ARRAY("percpu_array", counters, struct counter, COUNTERS);
 /* Events that found their ring buffer full: 0 drops, 1 verdicts. */
 MAP_ARRAY("percpu_array", events_lost, struct counter, 2);
 

@@ -120,8 +120,8 @@ struct member_key {
 /* ---- connections --------------------------------------------------------------------------------------------- */
 
 /* connections, connections_new: one entry a connection and node, found from both directions: the lower
- * (address, port) stands first, `CONN_SWAPPED` in the value tells whether that is the responder.
- * ICMP echo has the identifier as both ports. */
+ * (address, port) stands first (bytes compared in network order), `CONN_SWAPPED` in the value tells whether that is the
+ * responder. ICMP echo has the identifier as the requester's port and 0 as the other one's. */
 struct tuple {
 	struct addr a;
 	struct addr b;
@@ -199,13 +199,14 @@ struct fragment_key {
 struct fragment_ports {
 	__be16 source_port;
 	__be16 destination_port;
+	__u32 kind; /* enum kind of parse.h */
 };
 
 /* ---- settings, counters, events ------------------------------------------------------------------------------ */
 
 /* settings: an array of u64, written by the agent. */
 enum setting {
-	SETTING_GENERATION, /* raised by the agent after each applied batch of policy */
+	SETTING_GENERATION, /* raised by the agent after each applied batch that changes what is allowed, endpoints included */
 	SETTING_MONITOR,    /* MONITOR_* */
 	SETTINGS
 };

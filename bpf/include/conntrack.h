@@ -1,0 +1,187 @@
+/* Connections. A packet of a known one, allowed by the current policy generation, costs one lookup.
+ *
+ * New connections live in connections_new until the responder has answered (TCP: until the handshake is through, so
+ * that answered SYNs alone fill nothing), then move to connections: a flood of new ones evicts no live one.
+ *
+ * A packet that belongs to no known connection opens one in its own direction, if the policy allows, even in the middle
+ * of a TCP stream: so streams survive the loss of these maps. A connection that is not allowed any more keeps its
+ * entry, with the old generation: each of its packets is judged as what it is, never as a new one of the other side's. */
+#pragma once
+
+/* Seconds. The established one is what kube-proxy asks of nf_conntrack; the others are about nf_conntrack's own. */
+#define LIFETIME_TCP_NEW 60
+#define LIFETIME_TCP_ESTABLISHED 86400
+#define LIFETIME_TCP_HALF_CLOSED 3600
+#define LIFETIME_TCP_CLOSED 30
+#define LIFETIME_TCP_RESET 10
+#define LIFETIME_UDP_NEW 30
+#define LIFETIME_UDP 180
+#define LIFETIME_ICMP 30
+#define LIFETIME_OTHER_NEW 60
+#define LIFETIME_OTHER 600
+
+#define CONN_FIN_BOTH (CONN_FIN_ORIGINAL | CONN_FIN_REPLY)
+
+static u32 lifetime(u8 protocol, u32 flags)
+{
+	bool replied = flags & CONN_REPLIED;
+	switch (protocol) {
+	case IPPROTO_TCP:
+		if (flags & CONN_RST)
+			return LIFETIME_TCP_RESET;
+		if ((flags & CONN_FIN_BOTH) == CONN_FIN_BOTH)
+			return LIFETIME_TCP_CLOSED;
+		if (!replied)
+			return LIFETIME_TCP_NEW;
+		return flags & CONN_FIN_BOTH ? LIFETIME_TCP_HALF_CLOSED : LIFETIME_TCP_ESTABLISHED;
+	case IPPROTO_UDP:
+		return replied ? LIFETIME_UDP : LIFETIME_UDP_NEW;
+	case IPPROTO_ICMP:
+		return LIFETIME_ICMP;
+	default:
+		return replied ? LIFETIME_OTHER : LIFETIME_OTHER_NEW;
+	}
+}
+
+/* 1 where (b, b_port) stands before (a, a_port), else 0: the borrow of b - a, word by word from the lowest. */
+static u64 stands_after(const struct addr *a, __be16 a_port, const struct addr *b, __be16 b_port)
+{
+	u64 borrow = ((u64)ntohs(b_port) - ntohs(a_port)) >> 63;
+	borrow = ((u64)ntohl(b->w[3]) - ntohl(a->w[3]) - borrow) >> 63;
+	borrow = ((u64)ntohl(b->w[2]) - ntohl(a->w[2]) - borrow) >> 63;
+	borrow = ((u64)ntohl(b->w[1]) - ntohl(a->w[1]) - borrow) >> 63;
+	return ((u64)ntohl(b->w[0]) - ntohl(a->w[0]) - borrow) >> 63;
+}
+
+/* Sets flow->tuple and swapped for a packet with these ends. */
+static void set_tuple(struct flow *flow, const struct addr *source, __be16 source_port,
+		      const struct addr *destination, __be16 destination_port, u8 protocol)
+{
+	struct tuple *tuple = &flow->tuple;
+	flow->swapped = stands_after(source, source_port, destination, destination_port);
+	if (flow->swapped) {
+		tuple->a = *destination;
+		tuple->a_port = destination_port;
+		tuple->b = *source;
+		tuple->b_port = source_port;
+	} else {
+		tuple->a = *source;
+		tuple->a_port = source_port;
+		tuple->b = *destination;
+		tuple->b_port = destination_port;
+	}
+	tuple->protocol = protocol;
+}
+
+/* Whether the packet goes from the responder to the initiator. */
+static bool is_reply(struct flow *flow, struct connection *connection)
+{
+	return !!(connection->flags & CONN_SWAPPED) != flow->swapped;
+}
+
+static bool is_syn(struct flow *flow)
+{
+	return flow->protocol == IPPROTO_TCP && (flow->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
+}
+
+/* Whether the entry still stands for the packet's connection, and not for an earlier one of the same ends. */
+static bool is_alive(struct flow *flow, struct connection *connection, u64 now)
+{
+	if (connection->expires <= now)
+		return false;
+	bool over = connection->flags & CONN_RST || (connection->flags & CONN_FIN_BOTH) == CONN_FIN_BOTH;
+	return !(over && is_syn(flow));
+}
+
+/* Notes what the packet does to the connection. Entries are written at most once a second for their lifetime. */
+static void touch(struct flow *flow, struct connection *connection, bool reply, u64 now)
+{
+	u32 flags = connection->flags;
+	if (reply)
+		flags |= CONN_REPLIED;
+	if (flow->tcp_flags & TCP_FIN)
+		flags |= reply ? CONN_FIN_REPLY : CONN_FIN_ORIGINAL;
+	if (flow->tcp_flags & TCP_RST)
+		flags |= CONN_RST;
+	if (flags != connection->flags)
+		connection->flags = flags;
+	u64 expires = now + lifetime(flow->protocol, flags);
+	if (expires != connection->expires)
+		connection->expires = expires;
+}
+
+static bool is_through(struct flow *flow, struct connection *connection)
+{
+	if (!(connection->flags & CONN_REPLIED) || connection->flags & CONN_RST)
+		return false;
+	return !(flow->tcp_flags & TCP_SYN);
+}
+
+static bool open_connection(struct flow *flow, u32 generation, u64 now)
+{
+	struct connection *fresh = &flow->fresh;
+	fresh->flags = flow->swapped ? CONN_SWAPPED : 0;
+	if (flow->from_node)
+		fresh->flags |= CONN_FROM_NODE;
+	if (flow->vip_known) {
+		fresh->flags |= CONN_NAT;
+		fresh->vip = flow->vip;
+		fresh->vip_port = flow->vip_port;
+		fresh->service = flow->service;
+	}
+	fresh->generation = generation;
+	touch(flow, fresh, false, now);
+	return !connections_new.update(&flow->tuple, fresh) || refuse(flow, REASON_MAP_FULL);
+}
+
+/* Finds or opens the packet's connection and judges it where needed. Sets flow->nat_reply with vip, vip_port. */
+static bool track(struct __sk_buff *skb, struct flow *flow)
+{
+	u64 now = seconds();
+	u32 generation = setting(SETTING_GENERATION);
+	set_tuple(flow, &flow->source, flow->source_port, &flow->destination, flow->destination_port, flow->protocol);
+	struct connection *connection = connections.lookup(&flow->tuple);
+	bool is_new = false;
+	if (connection && !is_alive(flow, connection, now)) {
+		if (flow->judged)
+			return true;
+		connections.delete(&flow->tuple);
+		connection = NULL;
+	}
+	if (!connection) {
+		connection = connections_new.lookup(&flow->tuple);
+		is_new = true;
+		if (connection && !is_alive(flow, connection, now))
+			connection = NULL;
+	}
+	bool reply = connection && is_reply(flow, connection);
+	if (connection && connection->flags & CONN_NAT) {
+		if (reply) {
+			flow->nat_reply = true;
+			flow->vip = connection->vip;
+			flow->vip_port = connection->vip_port;
+		}
+	}
+	if (flow->judged)
+		return true;
+	if (!connection || connection->generation != generation) {
+		flow->initiator = reply ? flow->destination : flow->source;
+		flow->responder = reply ? flow->source : flow->destination;
+		flow->initiator_port = reply ? flow->destination_port : flow->source_port;
+		flow->responder_port = reply ? flow->source_port : flow->destination_port;
+		if (connection)
+			flow->from_node = !!(connection->flags & CONN_FROM_NODE);
+		if (!judge(skb, flow))
+			return false;
+		if (connection)
+			connection->generation = generation;
+	}
+	if (!connection)
+		return open_connection(flow, generation, now);
+	touch(flow, connection, reply, now);
+	if (is_new && is_through(flow, connection)) {
+		connections.update(&flow->tuple, connection);
+		connections_new.delete(&flow->tuple);
+	}
+	return true;
+}

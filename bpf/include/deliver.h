@@ -1,0 +1,93 @@
+/* Where a packet that may pass goes: into a pod of this node, out of the node, or to the stack.
+ *
+ * Redirects skip the stack, and with it TTL and MTU. We lower the TTL; whatever the stack would answer with an ICMP
+ * error, fragment or route in a way of its own goes to the stack. It forwards such packets under our mark. */
+#pragma once
+
+#define MARK_MASK 0x00f00000
+#define MARK_JUDGED 0x00100000
+
+/* No IPv4 device has a smaller MTU (RFC 791). */
+#define SMALLEST_MTU 68
+
+/* To the stack, which may forward it: all that we have to say on it is said. */
+static int to_stack(struct __sk_buff *skb)
+{
+	skb->mark = (skb->mark & ~MARK_MASK) | MARK_JUDGED;
+	return TC_ACT_UNSPEC;
+}
+
+/* The client of a Service gets replies from the address that it spoke to. Done last, where the packet is handed over:
+ * what the stack answers on the way must quote the packet as the backend sent it. */
+static bool untranslate(struct __sk_buff *skb, struct flow *flow)
+{
+	if (!flow->nat_reply)
+		return true;
+	if (flow->kind == KIND_ICMP_ERROR)
+		return untranslate_error(skb, flow);
+	return set_source(skb, flow, &flow->vip, flow->vip_port);
+}
+
+/* Into a pod of this node, whose host-side veth has this ifindex. Its egress program does not see the packet. */
+static int deliver_to_pod(struct __sk_buff *skb, struct flow *flow, u32 ifindex)
+{
+	if (skb->pkt_type != PACKET_HOST || flow->ttl <= 1)
+		return to_stack(skb);
+	if (flow->length > SMALLEST_MTU) {
+		u32 mtu = 0;
+		if (bpf_check_mtu(skb, ifindex, &mtu, 0, 0) < 0)
+			return stop(flow, REASON_NO_ROUTE);
+		if (flow->length > mtu)
+			return to_stack(skb);
+	}
+	if (!lower_ttl(skb, flow) || !untranslate(skb, flow))
+		return NO_ACTION;
+	return bpf_redirect_peer(ifindex, 0);
+}
+
+static bool is_uplink(u32 ifindex)
+{
+	struct device *device = devices.lookup(&ifindex);
+	return device && device->flags & DEVICE_UPLINK;
+}
+
+static long find_route(struct __sk_buff *skb, struct flow *flow, u32 length)
+{
+	struct bpf_fib_lookup *route = &flow->route;
+	route->family = AF_INET;
+	route->l4_protocol = flow->protocol;
+	route->sport = flow->source_port;
+	route->dport = flow->destination_port;
+	route->tot_len = length;
+	route->ifindex = skb->ifindex;
+	route->tos = flow->tos;
+	route->ipv4_src = flow->source.w[3];
+	route->ipv4_dst = flow->destination.w[3];
+	return bpf_fib_lookup(skb, route, sizeof(*route), 0);
+}
+
+/* Out of the node. Neighbours are left to the kernel in every case: who only copies addresses out of its table keeps
+ * an old one for ever. */
+static int deliver_to_network(struct __sk_buff *skb, struct flow *flow)
+{
+	/* Broadcasts are for the node itself, if for anybody. */
+	if (skb->pkt_type != PACKET_HOST || flow->ttl <= 1)
+		return TC_ACT_UNSPEC;
+	struct bpf_fib_lookup *route = &flow->route;
+	long found = find_route(skb, flow, flow->length);
+	if (found == BPF_FIB_LKUP_RET_FRAG_NEEDED) {
+		/* Too long: refused with ICMP, or fragmented, by the stack. That lookup has not said where to. */
+		find_route(skb, flow, 0);
+		return is_uplink(route->ifindex) ? to_stack(skb) : stop(flow, REASON_NOT_UPLINK);
+	}
+	/* Local, unreachable, prohibited, forwarding off: the stack accepts or answers, and forwards nothing. */
+	if (found != BPF_FIB_LKUP_RET_SUCCESS && found != BPF_FIB_LKUP_RET_NO_NEIGH)
+		return TC_ACT_UNSPEC;
+	if (!is_uplink(route->ifindex))
+		return stop(flow, REASON_NOT_UPLINK);
+	if (!lower_ttl(skb, flow))
+		return NO_ACTION;
+	flow->nexthop.nh_family = route->family;
+	__builtin_memcpy(flow->nexthop.ipv6_nh, route->ipv6_dst, sizeof(route->ipv6_dst));
+	return redirect_neigh(route->ifindex, &flow->nexthop, sizeof(flow->nexthop), 0);
+}

@@ -1,0 +1,96 @@
+/* What is known about one packet on its way through a program. It lies in a per-CPU map, because everything is inlined
+ * into one function with 512 bytes of stack. The tc hooks run with bottom halves disabled and do not nest on a CPU;
+ * the socket hooks can be preempted, so they use the stack alone. */
+#pragma once
+
+enum kind {
+	KIND_PORTS,      /* TCP, UDP, SCTP */
+	KIND_ECHO,       /* ICMP echo request or reply: the identifier stands for the requester's port */
+	KIND_ICMP_ERROR, /* quotes the packet that it is about */
+	KIND_PORTLESS,   /* everything else */
+};
+
+enum fragment {
+	FRAGMENT_NONE,
+	FRAGMENT_FIRST,
+	FRAGMENT_LATER, /* has no ports of its own */
+};
+
+struct flow {
+	/* The packet as it is on the wire now, that is: after what translation has done so far. */
+	struct addr source;
+	struct addr destination;
+	__be16 source_port;
+	__be16 destination_port;
+	u8 protocol;
+	u8 kind;
+	u8 fragment;
+	u8 tcp_flags;
+	u32 l4;     /* offset of the transport header in the frame */
+	u32 length; /* of the IP packet, or of the longest segment that it will be cut into */
+	u8 ttl;
+	u8 tos;
+	u8 hook;
+	u8 direction; /* DIRECTION_* that a drop event shows */
+	u32 reason;   /* why it is dropped, where a stage has said so */
+
+	/* The connection. For ICMP errors: that of the quoted packet, with the quoted packet's direction. */
+	struct tuple tuple;
+	bool swapped;   /* the packet's source stands second in the tuple */
+	bool from_node; /* opened by the node itself */
+	bool judged;    /* a program before the stack has judged the packet */
+	bool vip_known; /* vip, vip_port and service below are set */
+	bool nat_reply; /* goes from the backend to the client of a translated connection */
+	struct addr vip;
+	__be16 vip_port;
+	u16 pad;
+	u32 service;
+	struct connection fresh;
+
+	/* For the judge: who opened the connection to whom. */
+	struct addr initiator;
+	struct addr responder;
+	__be16 initiator_port;
+	__be16 responder_port;
+	u32 policy;
+
+	/* Offset of the packet quoted in an ICMP error, and of its transport header. */
+	u32 quoted;
+	u32 quoted_l4;
+
+	/* Keys and values for helpers. */
+	struct iphdr ip;
+	struct rule_key rule;
+	struct member_key member;
+	struct frontend_key frontend;
+	struct backend_key backend;
+	struct translation_key translation_key;
+	struct translation translation;
+	struct fragment_key fragment_key;
+	struct fragment_ports fragment_ports;
+	struct bpf_fib_lookup route;
+	struct bpf_redir_neigh nexthop;
+	u8 header[16];
+};
+
+BPF_F_TABLE("percpu_array", u32, struct flow, scratch, 1, 0);
+
+static struct flow *new_flow(u8 hook, u8 direction)
+{
+	u32 zero = 0;
+	struct flow *flow = scratch.lookup(&zero);
+	if (!flow)
+		return NULL;
+	__builtin_memset(flow, 0, sizeof(*flow));
+	flow->hook = hook;
+	flow->direction = direction;
+	return flow;
+}
+
+/* Stages return whether the packet goes on; `return refuse(flow, REASON_…)` ends it. The reason lies in memory, not in
+ * a register, so that the verifier sees all refusals as one path. */
+static bool refuse(struct flow *flow, u32 reason)
+{
+	flow->reason = reason;
+	return false;
+}

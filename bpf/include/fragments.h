@@ -1,0 +1,34 @@
+/* Only the first fragment of a packet has ports; it leaves them for the others. */
+#pragma once
+
+static void set_fragment_key(struct flow *flow)
+{
+	struct fragment_key *key = &flow->fragment_key;
+	key->source = flow->source;
+	key->destination = flow->destination;
+	key->id = flow->ip.id;
+	key->protocol = flow->protocol;
+}
+
+static void remember_ports(struct flow *flow)
+{
+	flow->fragment = FRAGMENT_FIRST;
+	set_fragment_key(flow);
+	flow->fragment_ports.source_port = flow->source_port;
+	flow->fragment_ports.destination_port = flow->destination_port;
+	flow->fragment_ports.kind = flow->kind;
+	fragments.update(&flow->fragment_key, &flow->fragment_ports);
+}
+
+static bool recall_ports(struct flow *flow)
+{
+	flow->fragment = FRAGMENT_LATER;
+	set_fragment_key(flow);
+	struct fragment_ports *first = fragments.lookup(&flow->fragment_key);
+	if (!first)
+		return refuse(flow, REASON_FRAGMENT_UNKNOWN);
+	flow->source_port = first->source_port;
+	flow->destination_port = first->destination_port;
+	flow->kind = first->kind;
+	return true;
+}

@@ -1,0 +1,79 @@
+/* ICMP errors: passed where the packet that they quote belongs to a connection that is allowed. */
+#pragma once
+
+/* Reads the quoted packet's ends into flow->translation_key, as client = quoted source, vip = quoted destination. */
+static bool read_quoted(struct __sk_buff *skb, struct flow *flow)
+{
+	struct iphdr *ip = &flow->ip;
+	flow->quoted = flow->l4 + ICMP_HEADER;
+	if (bpf_skb_load_bytes(skb, flow->quoted, ip, sizeof(*ip)))
+		return refuse(flow, REASON_MALFORMED);
+	if (ip->version != 4 || ip->ihl < 5)
+		return refuse(flow, REASON_MALFORMED);
+	/* Only errors about first fragments are ever sent (RFC 1122, 3.2.2). */
+	if (ntohs(ip->frag_off) & IP_OFFSET_MASK)
+		return refuse(flow, REASON_ICMP_UNRELATED);
+	flow->quoted_l4 = flow->quoted + ip->ihl * 4;
+	if (bpf_skb_load_bytes(skb, flow->quoted_l4, flow->header, 8))
+		return refuse(flow, REASON_MALFORMED);
+	struct translation_key *quoted = &flow->translation_key;
+	set_v4(&quoted->client, ip->saddr);
+	set_v4(&quoted->vip, ip->daddr);
+	quoted->protocol = ip->protocol;
+	u8 kind = read_ports(ip->protocol, flow->header, &quoted->client_port, &quoted->vip_port);
+	return kind != KIND_ICMP_ERROR || refuse(flow, REASON_ICMP_UNRELATED);
+}
+
+/* An error of a Service's client about a packet that came from the Service's address, as it believes: the backend,
+ * which it is for, knows neither that address nor that port. */
+static bool translate_error(struct __sk_buff *skb, struct flow *flow)
+{
+	struct translation_key *key = &flow->translation_key, quoted = *key;
+	key->client = quoted.vip;
+	key->client_port = quoted.vip_port;
+	key->vip = quoted.client;
+	key->vip_port = quoted.client_port;
+	struct translation *known = translations.lookup(key);
+	*key = quoted;
+	if (!known || !same_addr(&quoted.client, &flow->destination))
+		return true;
+	key->client = known->backend;
+	key->client_port = known->backend_port;
+	return set_quoted(skb, flow, true, quoted.client.w[3], &key->client, quoted.client_port, key->client_port) &&
+	       set_destination(skb, flow, &key->client, 0);
+}
+
+/* Whether the quoted packet's connection exists and is allowed. Sets flow->nat_reply as track() does: here it means
+ * that the quoted packet went to the backend of a Service, and the error goes to the Service's client. */
+static bool relate(struct __sk_buff *skb, struct flow *flow)
+{
+	struct translation_key *quoted = &flow->translation_key;
+	u64 now = seconds();
+	/* An error is for whom the quoted packet came from. */
+	if (!same_addr(&quoted->client, &flow->destination))
+		return refuse(flow, REASON_ICMP_UNRELATED);
+	set_tuple(flow, &quoted->client, quoted->client_port, &quoted->vip, quoted->vip_port, quoted->protocol);
+	struct connection *connection = connections.lookup(&flow->tuple);
+	if (!connection || connection->expires <= now)
+		connection = connections_new.lookup(&flow->tuple);
+	if (!connection || connection->expires <= now)
+		return refuse(flow, REASON_ICMP_UNRELATED);
+	/* One that must be judged anew is, with its own next packet. */
+	if (connection->generation != (u32)setting(SETTING_GENERATION) && !flow->judged)
+		return refuse(flow, REASON_ICMP_UNRELATED);
+	if (connection->flags & CONN_NAT && !is_reply(flow, connection)) {
+		flow->nat_reply = true;
+		flow->vip = connection->vip;
+		flow->vip_port = connection->vip_port;
+	}
+	return true;
+}
+
+/* Gives the client of a Service an error about what it knows: its packet to the Service. */
+static bool untranslate_error(struct __sk_buff *skb, struct flow *flow)
+{
+	struct translation_key *quoted = &flow->translation_key;
+	if (!set_quoted(skb, flow, false, quoted->vip.w[3], &flow->vip, quoted->vip_port, flow->vip_port))
+		return false;
+	return !same_addr(&flow->source, &quoted->vip) || set_source(skb, flow, &flow->vip, 0);
+}

@@ -1,0 +1,136 @@
+/* Services: from what a client addresses to a backend. */
+#pragma once
+
+/* How many backends are tried when one is the sender itself or clashes with a connection that exists. */
+#define ATTEMPTS 4
+
+static struct frontend *find_frontend(struct frontend_key *key, const struct addr *addr, __be16 port, u8 protocol)
+{
+	key->addr = *addr;
+	key->port = port;
+	key->protocol = protocol;
+	key->pad = 0;
+	return frontends.lookup(key);
+}
+
+static bool is_service_address(struct frontend_key *key, const struct addr *addr)
+{
+	return find_frontend(key, addr, 0, 0) != NULL;
+}
+
+/* The backend in a slot. Slots move while backends are removed; one that is gone just now falls back to the first. */
+static struct backend *find_backend(struct backend_key *key, u32 service, u32 slot)
+{
+	key->service = service;
+	key->slot = slot;
+	struct backend *backend = backends.lookup(key);
+	if (backend || !slot)
+		return backend;
+	key->slot = 0;
+	return backends.lookup(key);
+}
+
+/* Whether a backend chosen earlier still stands in its slot. One that has moved to another slot counts as gone: its
+ * clients without a connection choose anew, which no protocol forbids. */
+static bool is_backend(struct backend_key *key, u32 service, u32 slot, const struct addr *addr, __be16 port)
+{
+	key->service = service;
+	key->slot = slot;
+	struct backend *backend = backends.lookup(key);
+	return backend && backend->port == port && same_addr(&backend->addr, addr);
+}
+
+/* Whether another connection of the client's uses this backend already: on the wire both would be one. */
+static bool clashes(struct flow *flow, struct backend *backend, u64 now)
+{
+	set_tuple(flow, &flow->source, flow->source_port, &backend->addr, backend->port, flow->protocol);
+	struct connection *connection = connections.lookup(&flow->tuple);
+	if (!connection || !is_alive(flow, connection, now))
+		connection = connections_new.lookup(&flow->tuple);
+	if (!connection || !is_alive(flow, connection, now))
+		return false;
+	return !(connection->flags & CONN_NAT) || connection->vip_port != flow->destination_port ||
+	       !same_addr(&connection->vip, &flow->destination);
+}
+
+/* Fills flow->translation with a backend of the service. */
+static bool choose_backend(struct flow *flow, u32 service_id, u64 now)
+{
+	struct service *service = services.lookup(&service_id);
+	if (!service || !service->count)
+		return refuse(flow, REASON_NO_BACKEND);
+	u32 count = service->count;
+	u32 start = bpf_get_prandom_u32();
+	flow->reason = REASON_NO_BACKEND;
+	LOOP for (int i = 0; i < ATTEMPTS; i++) {
+		u32 slot = i;
+		OPAQUE(slot);
+		if (slot >= count)
+			break;
+		struct backend *backend = find_backend(&flow->backend, service_id, (start + slot) % count);
+		if (!backend)
+			continue;
+		/* What comes back to its sender would be refused there as a packet from itself. */
+		if (same_addr(&backend->addr, &flow->source)) {
+			flow->reason = REASON_HAIRPIN;
+			continue;
+		}
+		if (clashes(flow, backend, now)) {
+			flow->reason = REASON_TRANSLATION_CLASH;
+			continue;
+		}
+		flow->translation.backend = backend->addr;
+		flow->translation.backend_port = backend->port;
+		flow->translation.service = service_id;
+		flow->translation.slot = flow->backend.slot;
+		return true;
+	}
+	return false;
+}
+
+/* Whether the packet can go on with the backend that its predecessors went to. */
+static bool is_current(struct flow *flow, struct translation *known, u32 service, u64 now)
+{
+	if (known->expires <= now || known->service != service)
+		return false;
+	/* A TCP connection stays with its backend, even with one that is not to get new ones. */
+	if (flow->protocol == IPPROTO_TCP && !is_syn(flow))
+		return true;
+	return is_backend(&flow->backend, service, known->slot, &known->backend, known->backend_port);
+}
+
+/* A packet of a pod to an address that is no endpoint's: if it is a Service's, sends it to a backend. */
+static bool translate(struct __sk_buff *skb, struct flow *flow)
+{
+	if (!is_service_address(&flow->frontend, &flow->destination))
+		return true;
+	struct frontend *frontend =
+		find_frontend(&flow->frontend, &flow->destination, flow->destination_port, flow->protocol);
+	if (!frontend || flow->kind != KIND_PORTS)
+		return refuse(flow, REASON_NO_SERVICE_PORT);
+	struct translation_key *key = &flow->translation_key;
+	key->client = flow->source;
+	key->vip = flow->destination;
+	key->client_port = flow->source_port;
+	key->vip_port = flow->destination_port;
+	key->protocol = flow->protocol;
+	u64 now = seconds();
+	u64 expires = now + lifetime(flow->protocol, CONN_REPLIED);
+	struct translation *known = translations.lookup(key);
+	if (known && is_current(flow, known, frontend->service, now)) {
+		if (known->expires != expires)
+			known->expires = expires;
+		flow->translation = *known;
+	} else {
+		if (!choose_backend(flow, frontend->service, now))
+			return false;
+		flow->translation.expires = expires;
+		if (translations.update(key, &flow->translation))
+			return refuse(flow, REASON_MAP_FULL);
+	}
+	flow->vip_known = true;
+	flow->vip = flow->destination;
+	flow->vip_port = flow->destination_port;
+	flow->service = flow->translation.service;
+	return set_destination(skb, flow, &flow->translation.backend, flow->translation.backend_port);
+}
