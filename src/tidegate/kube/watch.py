@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
@@ -40,6 +40,7 @@ class Invalid:
     namespace: str
     name: str
     reason: str
+    labels: Mapping[str, str] = field(default_factory=dict)  # as far as they could be read
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +128,9 @@ def invalid(raw: bytes | msgspec.Raw, reason: str) -> Invalid:
         metadata = _DECODE_NAMED.decode(raw).metadata or {}
     except (msgspec.DecodeError, UnicodeDecodeError):
         metadata = {}
-    return Invalid(str(metadata.get("namespace", "")), str(metadata.get("name", "")), reason)
+    labels = metadata.get("labels")
+    readable = {k: v for k, v in labels.items() if isinstance(v, str)} if isinstance(labels, dict) else {}
+    return Invalid(str(metadata.get("namespace", "")), str(metadata.get("name", "")), reason, readable)
 
 
 async def list_watch(api: Api, resource: Resource[T]) -> AsyncGenerator[Event[T], None]:

@@ -1,0 +1,215 @@
+"""API objects to records. Pure; what cannot be understood raises ObjectError with the reason."""
+
+from dataclasses import dataclass
+
+from tidegate.kube import objects
+from tidegate.records import Backend, Identity, Node, Protocol
+from tidegate.records.addresses import is_ipv4, pack_address, pack_cidr
+from tidegate.records.labels import HIGH_CARDINALITY
+
+SERVICE_NAME = "kubernetes.io/service-name"
+# A Service with this label belongs to another proxy (kube-proxy: --proxy-name, apis/well-known-labels).
+PROXY_NAME = "service.kubernetes.io/service-proxy-name"
+HEADLESS = "service.kubernetes.io/headless"
+
+PROTOCOLS = {"TCP": Protocol.TCP, "UDP": Protocol.UDP, "SCTP": Protocol.SCTP}
+FINISHED = frozenset({"Succeeded", "Failed"})
+
+
+class ObjectError(ValueError):
+    """The object cannot be understood; the text says which field and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class PodFacts:
+    """What matters of a pod. `addresses` is empty until it has one."""
+
+    node: str
+    labels: dict[str, str]
+    ports: dict[str, tuple[int, int]]
+    addresses: tuple[bytes, ...]
+    workload: tuple[str, str]
+    uid: str
+    created: str
+    terminating: bool
+
+
+def address(text: str, field: str) -> bytes:
+    try:
+        return pack_address(text)
+    except ValueError as error:
+        raise ObjectError(f"{field}: {error}") from error
+
+
+def port(number: int, field: str) -> int:
+    if not 1 <= number <= 65535:
+        raise ObjectError(f"{field}: {number} is no port (1–65535)")
+    return number
+
+
+def protocol(name: str | None, field: str) -> int:
+    known = PROTOCOLS.get(name or "TCP")
+    if known is None:
+        raise ObjectError(f"{field}: protocol {name!r} is none of TCP, UDP, SCTP")
+    return known
+
+
+def node_record(node: objects.Node) -> Node:
+    """InternalIPs first: the first of each family is where other nodes route to."""
+    reported = [a for a in node.status.addresses or () if a.type in ("InternalIP", "ExternalIP")]
+    reported.sort(key=lambda a: a.type != "InternalIP")
+    cidrs = node.spec.pod_cidrs or ((node.spec.pod_cidr,) if node.spec.pod_cidr else ())
+    try:
+        packed = tuple(pack_cidr(cidr) for cidr in cidrs)
+    except ValueError as error:
+        raise ObjectError(f"spec.podCIDRs: {error}") from error
+    return Node(
+        addresses=tuple(address(a.address, "status.addresses") for a in reported),
+        pod_cidrs=packed,
+        zone=node.labels.get("topology.kubernetes.io/zone", ""),
+        region=node.labels.get("topology.kubernetes.io/region", ""),
+    )
+
+
+def pod_facts(pod: objects.Pod) -> PodFacts | None:
+    """None for pods that are no endpoints: of the host network (they are their node), finished, or not scheduled."""
+    if pod.spec.host_network or pod.status.phase in FINISHED or not pod.spec.node_name:
+        return None
+    ips = tuple(item.ip for item in pod.status.pod_ips or ()) or ((pod.status.pod_ip,) if pod.status.pod_ip else ())
+    ports: dict[str, tuple[int, int]] = {}
+    # Sidecars are init containers that go on (KEP-753); other init containers serve nothing.
+    sidecars = tuple(c for c in pod.spec.init_containers or () if c.restart_policy == "Always")
+    for container in (*sidecars, *(pod.spec.containers or ())):
+        for item in container.ports or ():
+            if item.name:
+                number = port(item.container_port, f"containers.ports[{item.name}]")
+                ports.setdefault(item.name, (protocol(item.protocol, "containers.ports"), number))
+    return PodFacts(
+        node=pod.spec.node_name,
+        labels=dict(pod.labels),
+        ports=ports,
+        addresses=tuple(address(ip, "status.podIPs") for ip in ips),
+        workload=workload(pod),
+        uid=pod.metadata.uid,
+        created=pod.metadata.creation_timestamp or "",
+        terminating=pod.metadata.deletion_timestamp is not None,
+    )
+
+
+def workload(pod: objects.Pod) -> tuple[str, str]:
+    """Kind and name of what made the pod; a Deployment instead of its ReplicaSet."""
+    owners = pod.metadata.owner_references or ()
+    owner = next((o for o in owners if o.controller), owners[0] if owners else None)
+    if owner is None:
+        return "Pod", pod.metadata.name
+    template = pod.labels.get("pod-template-hash")
+    if owner.kind == "ReplicaSet" and template and owner.name.endswith(f"-{template}"):
+        return "Deployment", owner.name.removesuffix(f"-{template}")
+    return owner.kind, owner.name
+
+
+def identity_of(namespace: str, facts: PodFacts, label_keys: frozenset[str], port_names: frozenset[str]) -> Identity:
+    """`label_keys` and `port_names` are those that policies ask for (records.IdentityKeys)."""
+    dropped = HIGH_CARDINALITY - label_keys
+    return Identity(
+        namespace=namespace,
+        labels={key: value for key, value in sorted(facts.labels.items()) if key not in dropped},
+        ports={name: where for name, where in sorted(facts.ports.items()) if name in port_names},
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class FrontendPort:
+    name: str
+    protocol: int
+    port: int
+    node_port: int
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceFacts:
+    type: str
+    cluster_ips: tuple[bytes, ...]
+    ports: tuple[FrontendPort, ...]
+
+
+def service_facts(service: objects.Service) -> ServiceFacts | None:
+    """None for Services without frontends of ours: headless, ExternalName, of another proxy."""
+    spec = service.spec
+    if spec.type == "ExternalName" or PROXY_NAME in service.labels or HEADLESS in service.labels:
+        return None
+    ips = spec.cluster_ips or ((spec.cluster_ip,) if spec.cluster_ip else ())
+    ips = tuple(ip for ip in ips if ip not in ("None", ""))
+    if not ips:
+        return None
+    ports = tuple(
+        FrontendPort(
+            name=item.name,
+            protocol=protocol(item.protocol, "spec.ports.protocol"),
+            port=port(item.port, "spec.ports.port"),
+            node_port=port(item.node_port, "spec.ports.nodePort") if item.node_port else 0,
+        )
+        for item in spec.ports or ()
+    )
+    return ServiceFacts(spec.type, tuple(address(ip, "spec.clusterIPs") for ip in ips), ports)
+
+
+_FAMILY = {"IPv4": True, "IPv6": False}
+
+
+def slice_backends(item: objects.EndpointSlice) -> dict[bytes, Backend]:
+    """Address → backend. Of an endpoint only the first address counts, as the API documentation says.
+
+    Raises ObjectError for an address of another family than `addressType`, or a port out of range.
+    """
+    if item.address_type not in _FAMILY:
+        return {}  # FQDN: nothing to send packets to
+    ports = {
+        slice_port.name or "": port(slice_port.port, "ports.port")
+        for slice_port in item.ports or ()
+        if slice_port.port is not None
+    }
+    for slice_port in item.ports or ():
+        protocol(slice_port.protocol, "ports.protocol")
+    backends: dict[bytes, Backend] = {}
+    for endpoint in item.endpoints or ():
+        if not endpoint.addresses:
+            continue
+        packed = address(endpoint.addresses[0], "endpoints.addresses")
+        if is_ipv4(packed) != _FAMILY[item.address_type]:
+            raise ObjectError(f"endpoints.addresses: {endpoint.addresses[0]} is not {item.address_type}")
+        backends[packed] = _backend(packed, endpoint, ports)
+    return backends
+
+
+_UNKNOWN = objects.EndpointConditions()
+
+
+def _backend(packed: bytes, endpoint: objects.SliceEndpoint, ports: dict[str, int]) -> Backend:
+    # Absent conditions (discovery/v1): ready counts as true, serving as ready, terminating as false.
+    conditions = endpoint.conditions or _UNKNOWN
+    ready = conditions.ready is not False
+    return Backend(
+        address=packed,
+        ports=ports,
+        ready=ready,
+        serving=ready if conditions.serving is None else conditions.serving,
+        terminating=bool(conditions.terminating),
+        node=endpoint.node_name or "",
+        zone=endpoint.zone or "",
+    )
+
+
+def merge(backends: list[Backend]) -> Backend:
+    """One address in several slices, as while a controller moves it: the more able state, and all ports."""
+    best = max(backends, key=lambda b: (b.ready, b.serving, not b.terminating))
+    ports = {name: number for backend in (*backends, best) for name, number in backend.ports.items()}
+    return Backend(
+        address=best.address,
+        ports=ports,
+        ready=best.ready,
+        serving=best.serving,
+        terminating=best.terminating,
+        node=best.node,
+        zone=best.zone,
+    )

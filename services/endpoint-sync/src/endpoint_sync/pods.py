@@ -1,0 +1,129 @@
+"""Pods: their identities and endpoint records."""
+
+import time
+from collections.abc import Callable
+
+from endpoint_sync.identities import Identities
+from endpoint_sync.normalise import ObjectError, PodFacts, identity_of, pod_facts
+from tidegate.kube import objects
+from tidegate.kube.track import Key
+from tidegate.kube.watch import Invalid
+from tidegate.records import Endpoint, IdentityKeys
+from tidegate.store.publisher import Publisher
+
+KIND = "Pod"
+
+
+class Pods:
+    """Handler of pod events. A pod has its identity from its creation on, its endpoint from its first address on."""
+
+    def __init__(
+        self, publisher: Publisher, identities: Identities, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._publisher = publisher
+        self._identities = identities
+        self._clock = clock
+        self._label_keys: frozenset[str] = frozenset()
+        self._port_names: frozenset[str] = frozenset()
+        self._facts: dict[Key, PodFacts] = {}
+        self._numbers: dict[Key, int] = {}
+        self._by_address: dict[bytes, set[Key]] = {}
+
+    def changed(self, item: objects.Pod) -> None:
+        try:
+            facts = pod_facts(item)
+        except ObjectError as error:
+            self._refuse(item.key, str(error))
+            return
+        self._publisher.problem(KIND, *item.key, None)
+        if facts is None:
+            self._forget(item.key)
+        elif facts != self._facts.get(item.key):
+            self._apply(item.key, facts)
+
+    def deleted(self, key: Key) -> None:
+        self._publisher.problem(KIND, *key, None)
+        self._forget(key)
+
+    def invalid(self, item: Invalid) -> None:
+        self._refuse((item.namespace, item.name), item.reason)
+
+    def follow_keys(self, keys: IdentityKeys) -> None:
+        """Re-identifies where policies ask for other labels or port names. Costs a look at every pod."""
+        wanted = frozenset(keys.label_keys), frozenset(keys.port_names)
+        if wanted == (self._label_keys, self._port_names):
+            return
+        self._label_keys, self._port_names = wanted
+        for key, facts in self._facts.items():
+            if self._identify(key, facts):
+                self._publish(key)
+
+    def _refuse(self, key: Key, reason: str) -> None:
+        self._publisher.problem(KIND, *key, reason)
+        if key not in self._facts:  # nothing good was seen since the start: what the store has is the last good state
+            self._publisher.keep(self._publisher.keys.endpoint(*key))
+
+    def _apply(self, key: Key, facts: PodFacts) -> None:
+        before = self._facts.get(key)
+        self._facts[key] = facts
+        self._identify(key, facts)
+        affected = {key}
+        old = before.addresses if before else ()
+        for address in old:
+            if address not in facts.addresses:
+                affected |= self._leave(address, key)
+        for address in facts.addresses:
+            sharing = self._by_address.setdefault(address, set())
+            sharing.add(key)
+            affected |= sharing
+        for other in affected:
+            self._publish(other)
+
+    def _forget(self, key: Key) -> None:
+        facts = self._facts.pop(key, None)
+        self._publisher.put(self._publisher.keys.endpoint(*key), None)
+        if facts is None:
+            return
+        self._identities.release(self._numbers.pop(key), self._clock())
+        for address in facts.addresses:
+            for other in self._leave(address, key):
+                self._publish(other)
+
+    def _leave(self, address: bytes, key: Key) -> set[Key]:
+        sharing = self._by_address[address]
+        sharing.discard(key)
+        if not sharing:
+            del self._by_address[address]
+        return sharing
+
+    def _identify(self, key: Key, facts: PodFacts) -> bool:
+        """Whether the pod has another identity now."""
+        before = self._numbers.get(key)
+        after = self._identities.take(identity_of(key[0], facts, self._label_keys, self._port_names))
+        self._numbers[key] = after
+        if before is not None:
+            self._identities.release(before, self._clock())
+        return before != after
+
+    def _publish(self, key: Key) -> None:
+        facts = self._facts[key]
+        addresses = tuple(address for address in facts.addresses if self._owner(address) == key)
+        record = Endpoint(
+            node=facts.node,
+            identity=self._numbers[key],
+            addresses=addresses,
+            ports=dict(sorted(facts.ports.items())),
+            workload_kind=facts.workload[0],
+            workload_name=facts.workload[1],
+            uid=facts.uid,
+        )
+        self._publisher.put(self._publisher.keys.endpoint(*key), record if addresses else None)
+
+    def _owner(self, address: bytes) -> Key:
+        """Who has the address: while a pod goes, a newer one may have it already."""
+
+        def standing(key: Key) -> tuple[bool, str, Key]:
+            facts = self._facts[key]
+            return not facts.terminating, facts.created, key
+
+        return max(self._by_address[address], key=standing)

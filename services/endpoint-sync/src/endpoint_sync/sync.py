@@ -1,0 +1,158 @@
+"""From events to records: what runs in the process."""
+
+import asyncio
+import time
+from collections.abc import Mapping
+from contextlib import aclosing
+from typing import TypeVar
+
+from endpoint_sync.identities import Identities
+from endpoint_sync.pods import Pods
+from endpoint_sync.services import Nodes, Services
+from tidegate.kube.objects import Object
+from tidegate.kube.track import Handler, Key, Tracker
+from tidegate.kube.watch import ENDPOINT_SLICES, NODES, PODS, SERVICES, Api, Listed, Resource, list_watch
+from tidegate.records import (
+    Backend,
+    BackendShard,
+    Identity,
+    IdentityKeys,
+    Keyspace,
+    RecordError,
+    Service,
+    Synced,
+    decode,
+)
+from tidegate.records.ids import Numbering, service_port_content
+from tidegate.runtime import metrics
+from tidegate.runtime.http import Health
+from tidegate.runtime.logging import get_logger
+from tidegate.store import Batch, Put, Snapshot, Store
+from tidegate.store.publisher import Publisher
+
+T = TypeVar("T", bound=Object)
+
+NAME = "endpoint-sync"
+RANKS = {"nodes/": 1, "identities/": 2, "endpoints/": 3, "backends/": 4, "services/": 5}
+KEYS_SOURCE = "identity-keys"
+EVENTS = metrics.counter("api_events", "Events received from the API server.", ("writer", "kind"))
+
+
+class EndpointSync:
+    """The state of the service, and the tasks that keep it: `start` once, then `run`."""
+
+    def __init__(self, store: Store, api: Api, keys: Keyspace, health: Health, grace: float) -> None:
+        self._store = store
+        self._api = api
+        self._keys = keys
+        sources = [PODS.kind, SERVICES.kind, ENDPOINT_SLICES.kind, NODES.kind, KEYS_SOURCE]
+        self.publisher = Publisher(store, keys, NAME, RANKS, sources, health)
+        self.publisher.make_synced = self._synced
+        self._followed = 0
+        self._service_ports = Numbering()
+        self._identities = Identities(self._put_identity, grace)
+        self._pods = Pods(self.publisher, self._identities)
+        self._services = Services(self.publisher, self._service_ports)
+
+    def _put_identity(self, number: int, identity: Identity | None) -> None:
+        self.publisher.put(self._keys.identity(number), identity)
+
+    def _synced(self, epoch: int) -> Synced:
+        return Synced(epoch=epoch, identity_keys=self._followed)
+
+    async def start(self) -> None:
+        """Takes over numbers and last good states from the store. Raises UnavailableError."""
+        await self.publisher.writer.load()
+        stored = Stored(self._keys, self.publisher.writer.stored)
+        self._identities.load(stored.identities, time.monotonic())
+        for content in stored.service_ports:
+            self._service_ports.take(content)
+        self._services.slices.load(stored.backends)
+
+    async def run(self, holder: str, ttl: int) -> None:
+        """Never returns."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._watch(NODES, Nodes(self.publisher)))
+            group.create_task(self._watch(PODS, self._pods))
+            group.create_task(self._watch(SERVICES, self._services))
+            group.create_task(self._watch(ENDPOINT_SLICES, self._services.slices))
+            group.create_task(self._follow_keys())
+            group.create_task(self._collect())
+            group.create_task(self.publisher.run(holder, ttl))
+
+    async def _watch(self, resource: Resource[T], handler: Handler[T]) -> None:
+        tracker = Tracker(handler)
+        count = EVENTS.labels(NAME, resource.kind)
+        async with aclosing(list_watch(self._api, resource)) as events:
+            async for event in events:
+                count.inc(len(event.items) if isinstance(event, Listed) else 1)
+                tracker.apply(event)
+                if isinstance(event, Listed):
+                    self.publisher.listed(resource.kind)
+                self.publisher.changed()
+
+    async def _follow_keys(self) -> None:
+        key = self._keys.identity_keys()
+        seen = False
+        async with aclosing(self._store.follow(key)) as changes:
+            async for change in changes:
+                value = _value(change, key)
+                if value is not None:
+                    self._ask(value)
+                if isinstance(change, Snapshot):
+                    if seen:
+                        self.publisher.reload()
+                    seen = True
+                    self.publisher.listed(KEYS_SOURCE)
+                self.publisher.changed()
+
+    def _ask(self, value: bytes) -> None:
+        try:
+            keys = decode(IdentityKeys, value)
+        except RecordError as error:
+            get_logger().warning("identity keys not understood; keeping the previous ones", reason=str(error))
+            return
+        self._pods.follow_keys(keys)
+        self._followed = keys.epoch
+
+    async def _collect(self) -> None:
+        while True:
+            left = self._identities.collect(time.monotonic())
+            self.publisher.changed()
+            await asyncio.sleep(max(1.0, left if left is not None else 10.0))
+
+
+def _value(change: Snapshot | Batch, key: str) -> bytes | None:
+    if isinstance(change, Snapshot):
+        return change.values.get(key)
+    for operation in reversed(change.operations):
+        if operation.key == key:
+            return operation.value if isinstance(operation, Put) else None
+    return None
+
+
+class Stored:
+    """What an earlier run left in the store. What it cannot read is left out: it will be written anew."""
+
+    def __init__(self, keys: Keyspace, values: Mapping[str, bytes]) -> None:
+        self.identities: dict[int, Identity] = {}
+        self.service_ports: list[bytes] = []
+        self.backends: dict[Key, dict[bytes, Backend]] = {}
+        for key, value in values.items():
+            parsed = keys.parse(key)
+            if parsed is None:
+                continue
+            try:
+                self._take(parsed.kind, parsed.name, value)
+            except (RecordError, ValueError) as error:
+                get_logger().warning("stored record not understood; writing it anew", key=key, reason=str(error))
+
+    def _take(self, kind: type[object], name: tuple[str, ...], value: bytes) -> None:
+        if kind is Identity:
+            self.identities[int(name[0])] = decode(Identity, value)
+        elif kind is Service:
+            service = decode(Service, value)
+            self.service_ports += [service_port_content(name[0], name[1], port.name) for port in service.ports]
+        elif kind is BackendShard:
+            into = self.backends.setdefault((name[0], name[1]), {})
+            into.update({backend.address: backend for backend in decode(BackendShard, value).backends})

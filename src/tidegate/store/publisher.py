@@ -1,0 +1,138 @@
+"""The life of a service that writes records: warm while another leads, writing the difference while it leads itself."""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable
+
+from tidegate.records import Keyspace, Problem, Record, encode
+from tidegate.runtime import metrics
+from tidegate.runtime.http import Health
+from tidegate.runtime.logging import get_logger
+from tidegate.store.election import lead
+from tidegate.store.protocol import Fence, Store
+from tidegate.store.writer import Writer
+
+LEADER = metrics.gauge("leader", "1 while this process is the writer.", ("writer",))
+WRITES = metrics.counter("store_writes", "Keys written to or deleted from the store.", ("writer",))
+PROBLEMS = metrics.gauge("problems", "Objects that could not be understood, by kind.", ("writer", "kind"))
+PROPAGATION = metrics.histogram(
+    "propagation", "From the first event that a transaction holds, as received, to its end.", ("writer",)
+)
+
+PROBLEM_RANK = 0
+SYNCED_RANK = 9
+
+
+class Publisher:
+    """What a writer service wants in the store, kept there while the service leads.
+
+    `ranks` gives each of the service's prefixes (below `…/v1/`) its place in the order of writes (store.writer).
+    Until all of `sources` have been listed nothing is written: what is not known yet must not be deleted.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        keys: Keyspace,
+        name: str,
+        ranks: dict[str, int],
+        sources: Iterable[str],
+        health: Health,
+    ) -> None:
+        self.name = name
+        self.keys = keys
+        self._store = store
+        self._health = health
+        self._waiting = set(sources)
+        self._changed = asyncio.Event()
+        self._reload = False
+        self._epoch = 0
+        self._since: float | None = None
+        self._problems: dict[tuple[str, str, str], str] = {}
+        self.make_synced: Callable[[int], Record] | None = None
+        by_prefix = {keys.prefix + prefix: rank for prefix, rank in ranks.items()}
+        by_prefix[f"{keys.prefix}meta/problems/{name}/"] = PROBLEM_RANK
+        by_prefix[keys.synced(name)] = SYNCED_RANK
+        self.writer = Writer(store, by_prefix, lambda key: _rank(by_prefix, key))
+
+    def put(self, key: str, record: Record | None) -> None:
+        """`record` is to lie under `key`; None: nothing."""
+        self.writer.want(key, None if record is None else encode(record))
+
+    def keep(self, key: str) -> None:
+        """What lies under `key` is to stay as it is."""
+        value = self.writer.stored.get(key)
+        if value is not None:
+            self.writer.want(key, value)
+
+    def problem(self, kind: str, namespace: str, name: str, reason: str | None) -> None:
+        """The object cannot be understood (reason), or can again (None). Logged once, shown by `tidegate status`."""
+        known = self._problems.get((kind, namespace, name))
+        if reason == known:
+            return
+        if reason is None:
+            del self._problems[kind, namespace, name]
+        else:
+            self._problems[kind, namespace, name] = reason
+            get_logger().warning("object not understood", kind=kind, namespace=namespace, name=name, reason=reason)
+        key = self.keys.problem(self.name, kind, namespace, name)
+        self.put(key, None if reason is None else Problem(reason=reason[:1000]))
+        PROBLEMS.labels(self.name, kind).set(sum(1 for known_kind, _, _ in self._problems if known_kind == kind))
+
+    def listed(self, source: str) -> None:
+        """All of `source` has been read once."""
+        self._waiting.discard(source)
+        self.changed()
+
+    def changed(self) -> None:
+        """Something is wanted otherwise: it is written as soon as the transaction under way has ended."""
+        if self._since is None:
+            self._since = time.monotonic()
+        self._changed.set()
+
+    def reload(self) -> None:
+        """The store may hold something else than we believe (it was wiped or restored): compare all of it again."""
+        self._reload = True
+        self.changed()
+
+    @property
+    def complete(self) -> bool:
+        return not self._waiting
+
+    async def run(self, holder: str, ttl: int) -> None:
+        """Campaigns, and writes while leading. Never returns."""
+        LEADER.labels(self.name).set(0)
+        await lead(self._store, self.keys.leader(self.name), holder, self._lead, ttl)
+
+    async def _lead(self, fence: Fence) -> None:
+        LEADER.labels(self.name).set(1)
+        try:
+            await self.writer.load()
+            self._epoch = fence.create_revision
+            while True:
+                self._changed.clear()
+                if self.complete:
+                    await self._flush(fence)
+                    self._health.ready("store")
+                else:
+                    self._health.not_ready("store", f"not listed yet: {', '.join(sorted(self._waiting))}")
+                await self._changed.wait()
+        finally:
+            LEADER.labels(self.name).set(0)
+
+    async def _flush(self, fence: Fence) -> None:
+        if self._reload:
+            self._reload = False
+            await self.writer.load()
+        if self.make_synced:
+            self.put(self.keys.synced(self.name), self.make_synced(self._epoch))
+        since, self._since = self._since, None
+        written = await self.writer.flush(fence)
+        if written:
+            WRITES.labels(self.name).inc(written)
+            if since is not None:
+                PROPAGATION.labels(self.name).observe(time.monotonic() - since)
+
+
+def _rank(by_prefix: dict[str, int], key: str) -> int:
+    return max((rank for prefix, rank in by_prefix.items() if key.startswith(prefix)), default=0)
