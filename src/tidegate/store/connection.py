@@ -1,76 +1,279 @@
-"""The gRPC channel to etcd and its services.
+"""The way to etcd: endpoints, TLS, one gRPC channel at a time, and what its errors mean.
 
-etcd3aio builds channels for `host:port` only; endpoints here may be unix sockets too, names are resolved by gRPC, and a
-watch may bring revisions larger than gRPC's default limit of 4 MB.
+etcd3aio's own connection knows `host:port` without names to resolve, so the channel is made here and handed to its
+service classes. A channel leads to one endpoint; when a call on it fails, the next call opens another one, to the next
+endpoint, with its name resolved anew. So each endpoint's certificate is checked against its own name, Unix sockets
+need no special case, and an etcd whose address changed is found again.
 """
 
+import asyncio
+import contextlib
+import os
+import random
+import socket
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+
+# gRPC's fork handlers print to stderr at each subprocess, and its core logs what arrives here as exceptions anyway.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 import grpc
 import grpc.aio
-from etcd3aio._protobuf import WatchStub
+from etcd3aio import EtcdConnectionError, EtcdError, EtcdTransientError
+from etcd3aio._protobuf import LeaseStub, WatchStub
 from etcd3aio.kv import KVService
 from etcd3aio.lease import LeaseService
 
+from tidegate.runtime.errors import SettingsError
 from tidegate.runtime.settings import CommonSettings
+from tidegate.store.protocol import StoreError, UnavailableError
 
-OPTIONS: list[tuple[str, int | str]] = [
-    ("grpc.lb_policy_name", "round_robin"),
+DEADLINE = 5.0  # seconds, of one call
+MAX_SOCKET_PATH = 107  # bytes: sun_path of unix(7) less its final zero
+
+OPTIONS: tuple[tuple[str, int], ...] = (
+    # A revision comes in fragments of at most about 2 MB; a page of a snapshot may be larger than the default of 4 MB.
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
-    # A peer that vanished without a word is noticed after 10 + 5 s.
+    # A peer that vanished without a word is noticed after 10 + 5 s. etcd allows a ping each 5 s
+    # (--grpc-keepalive-min-time), also on an idle connection (watches count as streams).
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 5_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 2_000),  # gRPC's name for the time that one attempt to connect may take
-    ("grpc.max_reconnect_backoff_ms", 2_000),
-    # A channel of its own for each client: the shared pool would share failures, too.
+    # Retries and reconnects are decided here: gRPC's own would hide that the peer is another one.
+    ("grpc.enable_retries", 0),
+    ("grpc.enable_http_proxy", 0),
+    # Not the process-wide pool: a new channel would inherit the failures of the last one to that address.
     ("grpc.use_local_subchannel_pool", 1),
-]
+)
 
 
-@dataclass
+class RefusedError(StoreError):
+    """etcd answered, and will not do it: repeating does not help. `code` is gRPC's."""
+
+    def __init__(self, text: str, code: grpc.StatusCode) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """`host` and `port`, or the path of a Unix socket in `host` and port None."""
+
+    host: str
+    port: int | None
+
+    def __str__(self) -> str:
+        if self.port is None:
+            return f"unix://{self.host}"
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def parse_endpoint(text: str) -> Endpoint:
+    """`host:port`, `[v6]:port` or `unix:///path`; a leading `http(s)://` is taken off. Raises SettingsError."""
+    if text.startswith("unix://"):
+        path = text.removeprefix("unix://")
+        if not path.startswith("/"):
+            raise SettingsError(f"--etcd {text}: a Unix socket is written unix:///absolute/path")
+        if len(os.fsencode(path)) > MAX_SOCKET_PATH:
+            raise SettingsError(f"--etcd {text}: the path of a Unix socket has at most {MAX_SOCKET_PATH} bytes")
+        return Endpoint(path, None)
+    bare = text.removeprefix("http://").removeprefix("https://").rstrip("/")
+    host, colon, port = bare.rpartition(":")
+    bracketed = host.startswith("[") and host.endswith("]")
+    if not colon or not host or not port.isdecimal() or not 0 < int(port) < 65536 or (":" in host and not bracketed):
+        raise SettingsError(f"--etcd {text}: write host:port, [IPv6]:port or unix:///path")
+    return Endpoint(host.strip("[]"), int(port))
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """PEM texts. Without `certificate` and `key` only the server proves itself."""
+
+    ca: bytes
+    certificate: bytes | None = None
+    key: bytes | None = None
+
+
+def read_tls(settings: CommonSettings) -> Tls | None:
+    """None without --etcd-ca. Raises SettingsError for files that cannot be read."""
+    if settings.etcd_ca is None:
+        return None
+    certificate = _pem(settings.etcd_cert) if settings.etcd_cert else None
+    key = _pem(settings.etcd_key) if settings.etcd_key else None
+    return Tls(_pem(settings.etcd_ca), certificate, key)
+
+
+def _pem(path: Path) -> bytes:
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise SettingsError(f"{path}: cannot be read: {error.strerror}") from error
+    # gRPC takes anything, and fails each handshake without a reason.
+    if b"-----BEGIN" not in text:
+        raise SettingsError(f"{path}: holds no PEM text (no line with -----BEGIN)")
+    return text
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One address to connect to, in gRPC's words, and the name that its certificate must carry (None: the address)."""
+
+    uri: str
+    name: str | None
+
+
+async def resolve(endpoint: Endpoint) -> list[Target]:
+    """The addresses of an endpoint, in the resolver's order. Raises UnavailableError for a name without any."""
+    if endpoint.port is None:
+        return [Target(f"unix:{endpoint.host}", None)]
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise UnavailableError(f"etcd at {endpoint}: the name cannot be resolved: {error.strerror}") from error
+    targets = []
+    for family, _type, _protocol, _canonical, address in found:
+        host = str(address[0])
+        name = None if host == endpoint.host else endpoint.host
+        uri = f"ipv6:[{host}]:{endpoint.port}" if family == socket.AF_INET6 else f"ipv4:{host}:{endpoint.port}"
+        targets.append(Target(uri, name))
+    return targets
+
+
+class Link:
+    """One channel and etcd's services on it. In use by any number of calls; closed when the last one is done."""
+
+    def __init__(self, target: Target, tls: Tls | None, endpoint: Endpoint) -> None:
+        options: list[tuple[str, int | str]] = list(OPTIONS)
+        if tls is None:
+            self.channel = grpc.aio.insecure_channel(target.uri, options=options)
+        else:
+            if target.name is not None:
+                options.append(("grpc.ssl_target_name_override", target.name))
+            credentials = grpc.ssl_channel_credentials(tls.ca, tls.key, tls.certificate)
+            self.channel = grpc.aio.secure_channel(target.uri, credentials, options=options)
+        self.endpoint = endpoint
+        self.users = 0
+        # One attempt a call: what may be repeated, and where, is decided above.
+        self.kv = KVService(self.channel, max_attempts=1)
+        self.lease = LeaseService(self.channel, max_attempts=1)
+        self.keep_alive = LeaseStub(self.channel).LeaseKeepAlive
+        self.watch = WatchStub(self.channel).Watch
+
+
 class Connection:
-    channel: grpc.aio.Channel
-    kv: KVService
-    lease: LeaseService
-    watch: WatchStub
+    """Links to one of the endpoints at a time; the next one after a failure."""
+
+    def __init__(self, endpoints: Sequence[Endpoint], tls: Tls | None = None) -> None:
+        # Shuffled: thousands of agents with the same settings must not all choose the first member.
+        self._endpoints = random.sample(list(endpoints), len(endpoints))
+        self._tls = tls
+        self._targets: list[tuple[Endpoint, Target]] = []
+        self._link: Link | None = None
+        self._opening = asyncio.Lock()
+        self._closed = False
+
+    def __str__(self) -> str:
+        return ", ".join(map(str, self._endpoints))
+
+    @contextlib.asynccontextmanager
+    async def link(self) -> AsyncIterator[Link]:
+        """The current link, for one call or one stream.
+
+        What goes wrong inside is raised as UnavailableError, after which the next use goes elsewhere, or as
+        RefusedError, where etcd itself said no.
+        """
+        link = await self._take()
+        try:
+            yield link
+        except _FAILURES as error:
+            meaning = self._meaning(error, link)
+            if isinstance(meaning, UnavailableError):
+                self._retire(link)
+            raise meaning from error
+        except asyncio.CancelledError:
+            # Closing a channel cancels the calls on it in the name of their tasks.
+            task = asyncio.current_task()
+            if self._closed and task is not None and not task.cancelling():
+                raise UnavailableError(f"the connection to etcd at {link.endpoint} was closed") from None
+            raise
+        finally:
+            link.users -= 1
+            if link is not self._link and not link.users:
+                await link.channel.close()
+
+    async def _take(self) -> Link:
+        async with self._opening:
+            if self._closed:
+                raise UnavailableError(f"the connection to etcd at {self} was closed")
+            if self._link is None:
+                endpoint, target = await self._next_target()
+                self._link = Link(target, self._tls, endpoint)
+            self._link.users += 1
+            return self._link
+
+    async def _next_target(self) -> tuple[Endpoint, Target]:
+        if not self._targets:
+            trouble: UnavailableError | None = None
+            for endpoint in self._endpoints:
+                try:
+                    self._targets += [(endpoint, target) for target in await resolve(endpoint)]
+                except UnavailableError as error:
+                    trouble = error
+            if not self._targets:
+                raise trouble or UnavailableError("etcd has no address")
+        return self._targets.pop(0)
+
+    def _retire(self, link: Link) -> None:
+        if self._link is link:
+            self._link = None
+
+    def _meaning(self, error: Exception, link: Link) -> StoreError:
+        if isinstance(error, UnavailableError):
+            return error
+        cause = error.__cause__ if isinstance(error, EtcdError) else error
+        where = f"etcd at {link.endpoint}"
+        if isinstance(error, TimeoutError):
+            return UnavailableError(f"{where}: no answer within {DEADLINE:g} s")
+        if not isinstance(cause, grpc.aio.AioRpcError):
+            return UnavailableError(f"{where}: {error}")
+        code, details = cause.code(), cause.details() or ""
+        text = f"{where}: {code.name}: {details}"
+        if isinstance(error, (EtcdConnectionError, EtcdTransientError)) or code in _UNAVAILABLE:
+            return UnavailableError(text)
+        if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+            if "space exceeded" in details:
+                return RefusedError(f"{text}: compact and defragment etcd, or raise its --quota-backend-bytes", code)
+            return UnavailableError(text)
+        if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
+            return RefusedError(f"{text}: check the client certificate's CN and etcd's roles", code)
+        return RefusedError(text, code)
 
     async def close(self) -> None:
-        await self.channel.close()
+        self._closed = True
+        link, self._link = self._link, None
+        if link is not None:
+            await link.channel.close()
 
 
-def target(endpoints: tuple[str, ...]) -> str:
-    """gRPC's name of the endpoints: one unix socket, a list of literal addresses, or one name to resolve.
-
-    Raises ValueError for a mixture that gRPC has no form for.
-    """
-    if len(endpoints) == 1:
-        (endpoint,) = endpoints
-        return endpoint.replace("unix://", "unix:", 1) if endpoint.startswith("unix://") else f"dns:///{endpoint}"
-    if any(endpoint.startswith("unix://") for endpoint in endpoints):
-        raise ValueError("--etcd: a unix socket stands alone, not among other endpoints")
-    literal = all(endpoint[0].isdigit() or endpoint[0] == "[" for endpoint in endpoints)
-    if not literal:
-        raise ValueError("--etcd: several endpoints are given by address; a name may stand for all of them alone")
-    scheme = "ipv6" if endpoints[0].startswith("[") else "ipv4"
-    return f"{scheme}:{','.join(endpoints)}"
-
-
-def connect(settings: CommonSettings) -> Connection:
-    """Opens the channel; gRPC connects when the first call is made. Raises OSError for unreadable certificates."""
-    name = target(settings.etcd)
-    if settings.etcd_ca is None:
-        channel = grpc.aio.insecure_channel(name, options=OPTIONS)
-    else:
-        credentials = grpc.ssl_channel_credentials(
-            root_certificates=settings.etcd_ca.read_bytes(),
-            private_key=settings.etcd_key.read_bytes() if settings.etcd_key else None,
-            certificate_chain=settings.etcd_cert.read_bytes() if settings.etcd_cert else None,
-        )
-        channel = grpc.aio.secure_channel(name, credentials, options=OPTIONS)
-    # One attempt a call: the store decides what may be repeated, and when.
-    kv, lease = KVService(channel, max_attempts=1), LeaseService(channel, max_attempts=1)
-    return Connection(channel, kv, lease, WatchStub(channel))
+_UNAVAILABLE = frozenset(
+    {
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.CANCELLED,
+        grpc.StatusCode.ABORTED,
+        grpc.StatusCode.INTERNAL,  # the peer's HTTP/2 broke
+        grpc.StatusCode.UNKNOWN,  # so did a proxy in between
+    }
+)
+_FAILURES = (
+    UnavailableError,
+    EtcdError,
+    grpc.aio.AioRpcError,
+    grpc.aio.UsageError,  # the channel was closed under the call
+    asyncio.InvalidStateError,  # the stream ended before it was written to
+    TimeoutError,
+)

@@ -2,240 +2,304 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from functools import partial
-from typing import TypeVar
 
 import grpc
-from etcd3aio._protobuf import Compare, LeaseKeepAliveRequest, RequestOp
-from etcd3aio.errors import EtcdError, EtcdPermissionDeniedError, EtcdUnauthenticatedError
+from etcd3aio._protobuf import Compare, RequestOp, TxnResponse
 from etcd3aio.kv import KVService, prefix_range_end
 
 from tidegate.runtime.logging import get_logger
-from tidegate.runtime.retry import Backoff
-from tidegate.runtime.retry import backoff as retrying
+from tidegate.runtime.metrics import counter, histogram
+from tidegate.runtime.retry import Backoff, backoff
 from tidegate.runtime.settings import CommonSettings
-from tidegate.store.connection import Connection, connect
+from tidegate.store.connection import DEADLINE, Connection, Link, RefusedError, parse_endpoint, read_tls
+from tidegate.store.lease import EtcdTerm, revoke
 from tidegate.store.protocol import (
     MAX_OPERATIONS,
     Batch,
     Fence,
     FencedError,
+    Guard,
     Operation,
     Put,
     Snapshot,
+    StaleError,
     StoreError,
     UnavailableError,
 )
-from tidegate.store.watch import LostError, Position, Witness, watch, witness_of
+from tidegate.store.watch import (
+    TRACES,
+    Assembler,
+    History,
+    LostError,
+    Trace,
+    check_alive,
+    decode_key,
+    encode_key,
+    trace,
+    watch_request,
+)
 
-T = TypeVar("T")
+ATTEMPTS = 3  # of a transaction; its caller decides about more
+FIRST_PAGE = 500  # keys
+LARGEST_PAGE = 10_000  # keys
+PAGE_BYTES = 2 << 20  # what a page should have; its number of keys follows
+RESTARTS = 3  # of a snapshot that was overtaken by compaction
 
-DEADLINE = 5.0  # seconds, of one call
-PAGE = 2_000  # keys
-ATTEMPTS = 3  # of a transaction; what calls us decides about more
+EVENTS = counter("store_events", "Events received by watches of the store.")
+RELISTS = counter("store_relists", "Snapshots read anew because a watch could not go on, by cause.", ("cause",))
+FAILURES = counter("store_failures", "Failed attempts to read or follow the store.")
+TRANSACTIONS = histogram("store_transaction_duration", "Time of a transaction with its repetitions.", ("result",))
+
+
+def open_store(settings: CommonSettings) -> "EtcdStore":
+    """The store that the settings name. It connects at the first call. Raises SettingsError."""
+    return EtcdStore(settings)
 
 
 class EtcdStore:
+    """See store.protocol.Store. Needs a running event loop only from the first call on."""
+
     def __init__(self, settings: CommonSettings) -> None:
-        self._where = ", ".join(settings.etcd)
-        self._connection = connect(settings)
+        self._connection = Connection([parse_endpoint(text) for text in settings.etcd], read_tls(settings))
+        self._troubles: dict[int, str] = {}  # one a follower
+
+    @property
+    def trouble(self) -> str | None:
+        return next(iter(self._troubles.values()), None)
 
     async def close(self) -> None:
         await self._connection.close()
 
     async def snapshot(self, prefix: str) -> Snapshot:
-        return (await self._snapshot(prefix))[0]
+        return (await self._read(prefix))[0]
 
-    async def _snapshot(self, prefix: str) -> tuple[Snapshot, Position]:
+    async def _read(self, prefix: str) -> tuple[Snapshot, History]:
+        """Raises UnavailableError, RefusedError."""
+        for attempt in range(RESTARTS):
+            try:
+                return await self._read_pages(prefix)
+            except RefusedError as error:
+                # The pinned revision was compacted away, or is not there any more (restored), while paging.
+                if error.code is not grpc.StatusCode.OUT_OF_RANGE or attempt == RESTARTS - 1:
+                    raise
+        raise AssertionError("unreachable")
+
+    async def _read_pages(self, prefix: str) -> tuple[Snapshot, History]:
         values: dict[str, bytes] = {}
-        witness: tuple[int, str, bytes] | None = None
-        end, revision, cluster, next_key = prefix_range_end(prefix), 0, 0, prefix.encode()
-        more = True
-        while more:
-            get = partial(self._connection.kv.get, next_key, end, revision=revision, limit=PAGE, timeout=DEADLINE)
-            page = await self._call(get)
+        newest: list[tuple[str, Trace]] = []  # of each page
+        start, end = encode_key(prefix), prefix_range_end(encode_key(prefix))
+        revision, cluster, limit = 0, 0, FIRST_PAGE
+        while True:
+            async with self._connection.link() as link:
+                page = await link.kv.get(start, end, revision=revision, limit=limit, timeout=DEADLINE)
             if not revision:
                 revision, cluster = page.header.revision, page.header.cluster_id
-            for item in page.kvs:
-                values[item.key.decode()] = item.value
-                if witness is None or item.mod_revision > witness[0]:
-                    witness = (item.mod_revision, item.key.decode(), item.value)
-            more = page.more
-            if more:
-                next_key = page.kvs[-1].key + b"\0"
-        seen = Witness(*witness) if witness else None
-        return Snapshot(revision, values), Position(cluster, revision, seen)
+            elif page.header.cluster_id != cluster:
+                raise UnavailableError("the etcd cluster was replaced while it was read")
+            for kv in page.kvs:
+                values[decode_key(kv.key)] = kv.value
+            if page.kvs:
+                latest = max(page.kvs, key=lambda kv: kv.mod_revision)
+                newest.append((decode_key(latest.key), trace(latest)))
+            if not page.more:
+                break
+            start = page.kvs[-1].key + b"\0"
+            limit = _next_limit(limit, len(page.kvs), page.ByteSize())
+        newest.sort(key=lambda entry: entry[1].mod_revision)
+        return Snapshot(revision, values), History(cluster, revision, dict(newest[-TRACES:]))
 
     async def follow(self, prefix: str) -> AsyncGenerator[Snapshot | Batch, None]:
-        log = get_logger(etcd=self._where, prefix=prefix)
-        backoff = Backoff()
-        position: Position | None = None
-        while True:
-            try:
-                if position is None:
-                    snapshot, position = await self._snapshot(prefix)
-                    yield snapshot
-                else:
-                    await self._verify(position)
-                backoff.reset()
-                async with aclosing(watch(self._connection.watch, prefix, position)) as changes:
-                    async for batch in changes:
-                        position = Position(position.cluster, batch.revision, witness_of(batch) or position.witness)
-                        yield batch
-            except LostError as error:
-                log.warning("reading everything again", reason=str(error))
-                position = None
-            except (StoreError, grpc.aio.AioRpcError) as error:
-                if not backoff.attempts:
-                    log.warning("cannot read etcd; trying until it answers", reason=reason(error))
-            await asyncio.sleep(backoff.next())
-
-    async def _verify(self, position: Position) -> None:
-        """Raises LostError unless etcd still has the history that `position` stands in.
-
-        An etcd that was wiped or restored from an older copy may carry the same cluster id, and a revision that has
-        already passed ours. What gives it away is a key that we saw written at a revision: it is not there.
-        """
-        if position.witness is None:
-            raise LostError("nothing was read yet that could show whether this is the same etcd")
-        revision, key, value = position.witness
+        log = get_logger(etcd=str(self._connection), prefix=prefix)
+        pauses = Backoff()
+        history: History | None = None
+        token = id(pauses)
         try:
-            page = await self._call(lambda: self._connection.kv.get(key, revision=revision, timeout=DEADLINE))
-        except StoreError as error:
-            if isinstance(error, UnavailableError):
-                raise
-            raise LostError(str(error)) from error
-        if page.header.cluster_id != position.cluster:
-            raise LostError("another etcd cluster answers")
-        if page.header.revision < position.revision:
-            raise LostError(f"etcd is at revision {page.header.revision}, we have seen {position.revision}")
-        found = page.kvs[0] if page.kvs else None
-        if found is None or found.mod_revision != revision or found.value != value:
-            raise LostError(f"etcd has another history: {key} was not written at revision {revision}")
+            while True:
+                try:
+                    if history is None:
+                        snapshot, history = await self._read(prefix)
+                        yield snapshot
+                    else:
+                        history.require_traces()
+                    async with aclosing(self._watch(prefix, history)) as updates:
+                        async for update in updates:
+                            if isinstance(update, Batch):
+                                yield update
+                            elif self._troubles.pop(token, None) is not None:
+                                log.info("following etcd again", revision=history.position)
+                            pauses.reset()
+                except LostError as error:
+                    log.info("reading everything again", reason=str(error))
+                    RELISTS.labels(error.cause).inc()
+                    history = None
+                except StoreError as error:
+                    FAILURES.inc()
+                    if token not in self._troubles:
+                        log.warning("cannot follow etcd; trying until it answers", reason=str(error))
+                    self._troubles[token] = str(error)
+                await pauses.wait()
+        finally:
+            self._troubles.pop(token, None)
 
-    async def transact(self, operations: Sequence[Operation], fence: Fence | None = None) -> int:
-        if len(operations) > MAX_OPERATIONS:
+    async def _watch(self, prefix: str, history: History) -> AsyncGenerator[Batch | None, None]:
+        """None once the watch stands, then what comes. Raises LostError, UnavailableError."""
+        assembler = Assembler(history.position)
+        async with self._connection.link() as link:
+            call = link.watch()
+            try:
+                async with asyncio.timeout(DEADLINE):
+                    await call.write(watch_request(prefix, history.position))
+                    response = await call.read()
+                # Only now: whoever answers from here on is the one that the stream leads to, or the stream breaks.
+                if response is not grpc.aio.EOF:
+                    check_alive(response, history)
+                    await self._verify(link, prefix, history)
+                    yield None
+                while response is not grpc.aio.EOF:
+                    check_alive(response, history)
+                    if response.events:
+                        EVENTS.inc(len(response.events))
+                        for step in assembler.feed(response):
+                            yield Batch(step.revision, step.operations)
+                            history.advance(step)
+                    elif not (response.created or assembler.pending):
+                        await self._progress(link, prefix, history, assembler, response.header.revision)
+                    response = await call.read()
+                raise UnavailableError(f"etcd at {link.endpoint} ended the watch")
+            finally:
+                call.cancel()
+
+    async def _progress(self, link: Link, prefix: str, history: History, assembler: Assembler, revision: int) -> None:
+        """A progress notification: nothing up to `revision` is outstanding. One below ours is looked into."""
+        if revision < history.position:
+            await self._verify(link, prefix, history)
+        else:
+            history.position = revision
+            assembler.advance(revision)
+
+    async def _verify(self, link: Link, prefix: str, history: History) -> None:
+        """Raises LostError unless etcd's history is the one that we have seen."""
+        keys = list(history.traces)
+        # One read of the present state besides, so that there is an answer also where there are no traces yet.
+        reads = [KVService.txn_op_get(encode_key(key), revision=history.position) for key in keys]
+        try:
+            answer = await link.kv.txn((), [*reads, KVService.txn_op_get(encode_key(prefix))], timeout=DEADLINE)
+        except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.OUT_OF_RANGE:
+                raise LostError("compacted", f"revision {history.position}: {error.details()}") from error
+            raise
+        found = {}
+        for key, response in zip(keys, answer.responses, strict=False):
+            kvs = response.response_range.kvs
+            found[key] = trace(kvs[0]) if kvs else None
+        history.check(found, answer.header.revision, answer.header.cluster_id)
+
+    async def transact(
+        self, operations: Sequence[Operation], fence: Fence | None = None, guard: Guard | None = None
+    ) -> int:
+        if len(operations) + (guard is not None) > MAX_OPERATIONS:
             raise StoreError(f"{len(operations)} operations in one transaction; the limit is {MAX_OPERATIONS}")
-        compare = [KVService.txn_compare_create_revision(fence.key, fence.create_revision)] if fence else []
-        success = [
-            KVService.txn_op_put(operation.key, operation.value)
-            if isinstance(operation, Put)
-            else KVService.txn_op_delete(operation.key)
-            for operation in operations
-        ]
-        async for attempt in retrying(UnavailableError, attempts=ATTEMPTS):
-            with attempt:
-                revision = await self._transact(compare, success)
-        if revision is None:
-            raise FencedError(f"{fence.key if fence else ''} is held by another: this process is not the leader")
-        return revision
+        compare, success, failure = _transaction(operations, fence, guard)
+        began = time.monotonic()
+        result = "failed"
+        try:
+            async for attempt in backoff(UnavailableError, attempts=ATTEMPTS):
+                with attempt:
+                    async with self._connection.link() as link:
+                        answer = await link.kv.txn(compare, success, failure, timeout=DEADLINE)
+            revision = int(answer.header.revision) if answer.succeeded else _refused(answer, fence, guard)
+            result = "applied"
+            return revision
+        except FencedError:
+            result = "fenced"
+            raise
+        finally:
+            TRANSACTIONS.labels(result).observe(time.monotonic() - began)
 
-    async def _transact(self, compare: list[Compare], success: list[RequestOp]) -> int | None:
-        answer = await self._call(lambda: self._connection.kv.txn(compare, success, timeout=DEADLINE))
-        return int(answer.header.revision) if answer.succeeded else None
-
-    async def campaign(self, key: str, holder: str, ttl: int) -> "EtcdTerm":
-        backoff = Backoff()
+    async def campaign(self, key: str, holder: str, ttl: int) -> EtcdTerm:
+        log = get_logger(etcd=str(self._connection), leader_key=key)
+        pauses = Backoff()
         while True:
             try:
+                await self._absent(key)
                 term = await self._try_to_lead(key, holder, ttl)
-                if term:
+                if term is not None:
                     return term
-                await self._gone(key)
-                backoff.reset()
+                pauses.reset()
             except StoreError as error:
-                get_logger().warning("cannot campaign; trying again", leader_key=key, reason=str(error))
-                await asyncio.sleep(backoff.next())
+                if not pauses.attempts:
+                    log.warning("cannot campaign; trying until it works", reason=str(error))
+                await pauses.wait()
 
-    async def _try_to_lead(self, key: str, holder: str, ttl: int) -> "EtcdTerm | None":
-        granted = time.monotonic()
-        lease = (await self._call(lambda: self._connection.lease.grant(ttl, timeout=DEADLINE))).ID
+    async def _try_to_lead(self, key: str, holder: str, ttl: int) -> EtcdTerm | None:
+        asked = time.monotonic()
+        async with self._connection.link() as link:
+            lease = await link.lease.grant(ttl, timeout=DEADLINE)
         term = None
         try:
-            compare = [KVService.txn_compare_create_revision(key, 0)]
-            revision = await self._transact(compare, [KVService.txn_op_put(key, holder, lease=lease)])
-            if revision is not None:
-                term = EtcdTerm(self._connection, Fence(key, revision), lease, granted + ttl, ttl)
+            put = KVService.txn_op_put(encode_key(key), holder, lease=lease.ID)
+            async with self._connection.link() as link:
+                answer = await link.kv.txn([_created(key, 0)], [put], timeout=DEADLINE)
+            if answer.succeeded:
+                fence = Fence(key, int(answer.header.revision))
+                term = EtcdTerm(self._connection, fence, lease.ID, asked + lease.TTL, lease.TTL)
         finally:
+            # Also where the answer was lost: the key may be there, bound to a lease that nobody keeps alive.
             if term is None:
-                await revoke(self._connection, lease)
+                await revoke(self._connection, lease.ID)
         return term
 
-    async def _gone(self, key: str) -> None:
-        """Returns when `key` does not exist."""
-        # A leader key ends with its service's name, and no other key begins with it.
+    async def _absent(self, key: str) -> None:
+        """Returns when `key` does not exist. Never raises for trouble of the store."""
         async with aclosing(self.follow(key)) as changes:
             async for change in changes:
                 if isinstance(change, Snapshot):
                     if key not in change.values:
                         return
-                elif not isinstance(change.operations[-1], Put):
+                elif any(not isinstance(operation, Put) and operation.key == key for operation in change.operations):
                     return
 
-    async def _call(self, call: Callable[[], Awaitable[T]]) -> T:
-        try:
-            return await call()
-        except (EtcdPermissionDeniedError, EtcdUnauthenticatedError) as error:
-            raise StoreError(f"etcd at {self._where} refuses us: {error}. Check user, role and certificate") from error
-        except (EtcdError, TimeoutError) as error:
-            text = str(error) or f"no answer within {DEADLINE:g} s"
-            raise UnavailableError(f"etcd at {self._where}: {text}") from error
-        except grpc.aio.AioRpcError as error:
-            raise StoreError(f"etcd at {self._where}: {reason(error)}") from error
+
+def _next_limit(limit: int, keys: int, size: int) -> int:
+    """How many keys the next page should have, after one of `keys` keys and `size` bytes."""
+    fitting = PAGE_BYTES * keys // max(size, 1)
+    return max(1, min(fitting, 2 * limit, LARGEST_PAGE))
 
 
-class EtcdTerm:
-    """Leadership by a lease, believed only as long as the local clock allows."""
-
-    def __init__(self, connection: Connection, fence: Fence, lease: int, deadline: float, ttl: int) -> None:
-        self.fence = fence
-        self._connection = connection
-        self._lease = lease
-        self._deadline = deadline  # time.monotonic() at which the lease may have run out
-        self._ttl = ttl
-
-    async def lost(self) -> str:
-        while (left := self._deadline - time.monotonic()) > 0:
-            sent = time.monotonic()
-            try:
-                async with asyncio.timeout(min(left, self._ttl / 3)):
-                    ttl = await self._keep_alive()
-            except (TimeoutError, grpc.aio.AioRpcError) as error:
-                get_logger().warning("lease not kept alive; trying again", reason=reason(error))
-            else:
-                if ttl <= 0:
-                    return "etcd does not know the lease any more"
-                # Counted from before the request: the server's clock started after that.
-                self._deadline = sent + ttl
-            await asyncio.sleep(max(0.0, min(self._ttl / 3, self._deadline - time.monotonic())))
-        return "the lease could not be kept alive"
-
-    async def _keep_alive(self) -> int:
-        async def requests() -> AsyncIterator[LeaseKeepAliveRequest]:
-            yield LeaseKeepAliveRequest(ID=self._lease)
-
-        stream = self._connection.lease._stub.LeaseKeepAlive(requests())  # noqa: SLF001  # its wrapper hides failures
-        try:
-            async for response in stream:
-                return int(response.TTL)
-            return 0
-        finally:
-            stream.cancel()
-
-    async def resign(self) -> None:
-        await revoke(self._connection, self._lease)
+def _created(key: str, revision: int) -> Compare:
+    return KVService.txn_compare_create_revision(encode_key(key), revision)
 
 
-async def revoke(connection: Connection, lease: int) -> None:
-    try:
-        await connection.lease.revoke(lease, timeout=1.0)
-    except (EtcdError, TimeoutError, grpc.aio.AioRpcError) as error:
-        get_logger().info("lease not revoked; it runs out by itself", reason=reason(error))
+def _transaction(
+    operations: Sequence[Operation], fence: Fence | None, guard: Guard | None
+) -> tuple[list[Compare], list[RequestOp], list[RequestOp]]:
+    compare: list[Compare] = []
+    failure: list[RequestOp] = []
+    success = [
+        KVService.txn_op_put(encode_key(operation.key), operation.value)
+        if isinstance(operation, Put)
+        else KVService.txn_op_delete(encode_key(operation.key))
+        for operation in operations
+    ]
+    if fence is not None:
+        compare.append(_created(fence.key, fence.create_revision))
+        failure.append(KVService.txn_op_get(encode_key(fence.key)))
+    if guard is not None:
+        key = encode_key(guard.key)
+        compare.append(Compare(key=key, target=Compare.MOD, result=Compare.EQUAL, mod_revision=guard.revision))
+        success.append(KVService.txn_op_put(key, guard.token))
+        failure.append(KVService.txn_op_get(key))
+    return compare, success, failure
 
 
-def reason(error: BaseException) -> str:
-    if isinstance(error, grpc.aio.AioRpcError):
-        return f"{error.code().name}: {error.details()}"
-    return str(error) or type(error).__name__
+def _refused(answer: TxnResponse, fence: Fence | None, guard: Guard | None) -> int:
+    """What it means that the comparisons failed: raises, or the revision at which an earlier attempt was applied."""
+    found = [response.response_range.kvs for response in answer.responses]
+    if guard is not None and found[-1] and found[-1][0].value == guard.token.encode():
+        return int(found[-1][0].mod_revision)
+    if fence is not None and not (found[0] and found[0][0].create_revision == fence.create_revision):
+        holder = found[0][0].value.decode("utf-8", "replace") if found[0] else "nobody"
+        raise FencedError(f"{fence.key}: this process is not the leader any more, {holder} is")
+    raise StaleError(f"{guard.key if guard else ''}: etcd is not as this writer left it (restored from an older copy?)")

@@ -4,15 +4,16 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import msgspec
 
-@dataclass(frozen=True, slots=True)
-class Put:
+
+# Structs, because a watch makes one of these for each event: a frozen dataclass costs five times as much.
+class Put(msgspec.Struct, frozen=True, gc=False):
     key: str
     value: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Delete:
+class Delete(msgspec.Struct, frozen=True, gc=False):
     key: str
 
 
@@ -28,6 +29,21 @@ class Fence:
 
     key: str
     create_revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """Makes the transactions of one writer a chain: each holds only if the one before it was the last.
+
+    A transaction with a guard compares that `key` was last written at `revision` (0: never) and writes `token` there.
+    So a transaction that was delayed on its way cannot overwrite a later one, one whose answer was lost is not applied
+    twice, and a store that was restored from an older copy is noticed. Tokens must differ from one transaction to the
+    next; the revision that `transact` returns belongs into the next guard.
+    """
+
+    key: str
+    revision: int
+    token: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +70,10 @@ class FencedError(StoreError):
     """The writer is no longer the leader; nothing of the transaction was applied."""
 
 
+class StaleError(FencedError):
+    """The store is not as this writer left it (a Guard did not hold); nothing was applied. Read it anew."""
+
+
 class UnavailableError(StoreError):
     """The store cannot be reached, or did not answer in time. Whether a write was applied is not known."""
 
@@ -72,10 +92,14 @@ class Store(Protocol):
         """
         ...
 
-    async def transact(self, operations: Sequence[Operation], fence: Fence | None = None) -> int:
-        """Applies all operations or none, at most MAX_OPERATIONS of them; returns the revision.
+    async def transact(
+        self, operations: Sequence[Operation], fence: Fence | None = None, guard: Guard | None = None
+    ) -> int:
+        """Applies all operations or none, each key at most once; returns the revision.
 
-        Retries only what is safe to repeat (puts and deletes are). Raises FencedError, UnavailableError.
+        At most MAX_OPERATIONS of them, one less with a guard. Retries a few times; an UnavailableError may be repeated
+        by the caller: with the same guard, what was applied already is recognised, not applied anew. Raises
+        FencedError, StaleError, UnavailableError, and StoreError for what no repetition can help.
         """
         ...
 
@@ -87,16 +111,25 @@ class Store(Protocol):
         """
         ...
 
+    @property
+    def trouble(self) -> str | None:
+        """Why the store cannot be followed at the moment, for people; None while it can."""
+        ...
+
     async def close(self) -> None: ...
 
 
 class Term(Protocol):
     """A time of leadership."""
 
-    fence: Fence
+    @property
+    def fence(self) -> Fence: ...
 
     async def lost(self) -> str:
-        """Returns, with the reason, once leadership is over: before another can have it, by the local clock."""
+        """Returns, with the reason, once leadership is over: before another can have it, by the local clock.
+
+        It is what keeps the lease alive: without it the term ends by itself.
+        """
         ...
 
     async def resign(self) -> None:

@@ -1,90 +1,172 @@
-"""One watch of etcd, from a position on, revision by revision."""
+"""What a watch of etcd says, without the network: responses in, whole revisions out, and proof of continuity."""
 
-import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from etcd3aio._protobuf import WatchCreateRequest, WatchRequest, WatchStub
+from etcd3aio._protobuf import WatchCreateRequest, WatchRequest
 from etcd3aio.kv import prefix_range_end
 
-from tidegate.store.protocol import Batch, Delete, Operation, Put
+from tidegate.store.protocol import Delete, Operation, Put, StoreError
 
 DELETE_EVENT = 1  # mvccpb.Event.DELETE
+TRACES = 16
 
 
-class LostError(Exception):
-    """The watch cannot go on from its position: everything has to be read again. The text says why."""
+class LostError(StoreError):
+    """The watch cannot go on from its position: everything has to be read again. `cause` is one constant word."""
+
+    def __init__(self, cause: str, text: str) -> None:
+        super().__init__(text)
+        self.cause = cause
 
 
-class Witness(NamedTuple):
-    """A write that was seen: as long as etcd can show it, it is the history that we know."""
+class Trace(NamedTuple):
+    """How a key was when it was seen. The hash of the value tells histories apart that wrote the same keys in step."""
+
+    mod_revision: int
+    create_revision: int
+    version: int
+    value: int
+
+
+def trace(kv: Any) -> Trace:
+    return Trace(kv.mod_revision, kv.create_revision, kv.version, hash(kv.value))
+
+
+class History:
+    """The point up to which a reader has seen everything, and traces by which that history can be told from another.
+
+    An etcd that was wiped, or restored from an older copy, may answer at the same address with the same cluster id,
+    and may have passed our revision by the time we are back. What gives it away is that keys, read at our position,
+    are not as we saw them.
+    """
+
+    def __init__(self, cluster: int, position: int, traces: dict[str, Trace]) -> None:
+        self.cluster = cluster
+        self.position = position
+        self._traces = traces
+
+    @property
+    def traces(self) -> dict[str, Trace]:
+        """Key → how it must be at `position`; the latest ones, at most TRACES."""
+        return self._traces
+
+    def advance(self, step: "Step") -> None:
+        """To be called when `step` has been given out."""
+        self.position = step.revision
+        for key in step.deleted:
+            self._traces.pop(key, None)
+        if step.last_put is not None:
+            key = decode_key(step.last_put.key)
+            self._traces.pop(key, None)
+            self._traces[key] = trace(step.last_put)
+            if len(self._traces) > TRACES:
+                del self._traces[next(iter(self._traces))]
+
+    def require_traces(self) -> None:
+        """Raises LostError where nothing was seen that could show whether this is the same etcd: not worth a risk."""
+        if not self._traces:
+            raise LostError("history", "nothing seen that could show whether this is the same etcd")
+
+    def check(self, found: dict[str, Trace | None], revision: int, cluster: int) -> None:
+        """Compares with what etcd has at `position`, and its present revision. Raises LostError."""
+        if cluster and cluster != self.cluster:
+            raise LostError("cluster", "another etcd cluster answers")
+        if revision < self.position:
+            raise LostError("older", f"etcd is at revision {revision}, and was at {self.position} before")
+        for key, seen in self._traces.items():
+            if found.get(key) != seen:
+                raise LostError("history", f"etcd has another history: at revision {self.position}, {key} differs")
+
+
+class Step(NamedTuple):
+    """One whole revision."""
 
     revision: int
-    key: str
-    value: bytes
+    operations: Sequence[Operation]
+    last_put: Any  # the last mvccpb.KeyValue that was put, or None
+    deleted: Sequence[str]
 
 
-class Position(NamedTuple):
-    """The last revision whose changes were all given out, and where."""
+class Assembler:
+    """Joins the responses of one watch stream to whole revisions.
 
-    cluster: int
-    revision: int
-    witness: Witness | None
+    etcd never splits a revision over responses, except over the fragments of one: all but its last carry `fragment`.
+    One response may hold many revisions.
+    """
+
+    def __init__(self, position: int) -> None:
+        self._revision = position
+        self._operations: list[Operation] = []
+        self._deleted: list[str] = []
+        self._last_put: Any = None
+
+    @property
+    def pending(self) -> bool:
+        """Whether a revision has begun whose end has not come yet."""
+        return bool(self._operations)
+
+    def feed(self, response: Any) -> Iterator[Step]:
+        """The revisions that `response` completes. Raises LostError for events that do not follow the position."""
+        for event in response.events:
+            kv = event.kv
+            revision = kv.mod_revision
+            if revision != self._revision or not self._operations:
+                if self._operations:
+                    yield self._take()
+                if revision <= self._revision:
+                    raise LostError("order", f"etcd sent revision {revision} after {self._revision}")
+                self._revision = revision
+            key = kv.key.decode("utf-8", "surrogateescape")
+            if event.type == DELETE_EVENT:
+                self._operations.append(Delete(key))
+                self._deleted.append(key)
+            else:
+                self._operations.append(Put(key, kv.value))
+                self._last_put = kv
+        if self._operations and not response.fragment:
+            yield self._take()
+
+    def advance(self, revision: int) -> None:
+        """etcd says that nothing up to `revision` is outstanding (a progress notification)."""
+        self._revision = max(self._revision, revision)
+
+    def _take(self) -> Step:
+        step = Step(self._revision, self._operations, self._last_put, self._deleted)
+        self._operations, self._deleted, self._last_put = [], [], None
+        return step
 
 
-def witness_of(batch: Batch) -> Witness | None:
-    for operation in batch.operations:
-        if isinstance(operation, Put):
-            return Witness(batch.revision, operation.key, operation.value)
-    return None
+def check_alive(response: Any, history: History) -> None:
+    """Raises LostError where the response ends the watch, or comes from another cluster."""
+    # A grpc-proxy leaves the cluster id out.
+    if response.header.cluster_id and response.header.cluster_id != history.cluster:
+        raise LostError("cluster", "another etcd cluster answers")
+    if response.compact_revision:
+        raise LostError("compacted", f"etcd has compacted its history up to revision {response.compact_revision}")
+    if response.canceled:
+        raise LostError("canceled", f"etcd ended the watch: {response.cancel_reason or 'no reason given'}")
 
 
-async def watch(stub: WatchStub, prefix: str, position: Position) -> AsyncGenerator[Batch, None]:
-    """All changes after `position`. Raises LostError, and AioRpcError when the connection breaks."""
-    request = WatchCreateRequest(
-        key=prefix.encode(),
-        range_end=prefix_range_end(prefix),
-        start_revision=position.revision + 1,
-        progress_notify=True,
-        # A revision may be larger than a message: without this, etcd sends it whole, with it, in parts.
-        fragment=True,
+def watch_request(prefix: str, position: int) -> WatchRequest:
+    """A watch of everything after `position`."""
+    return WatchRequest(
+        create_request=WatchCreateRequest(
+            key=encode_key(prefix),
+            range_end=prefix_range_end(encode_key(prefix)),
+            start_revision=position + 1,
+            # So that the position of an idle watch does not fall behind compaction.
+            progress_notify=True,
+            # Without it a revision larger than a message is sent whole.
+            fragment=True,
+        )
     )
 
-    done = asyncio.Event()
 
-    async def requests() -> AsyncIterator[WatchRequest]:
-        yield WatchRequest(create_request=request)
-        await done.wait()  # a watch ends with its stream of requests
-
-    stream = stub.Watch(requests())
-    held: list[Operation] = []  # changes of `revision`, of which there may be more to come
-    revision = position.revision
-    try:
-        async for response in stream:
-            _check(response, position)
-            for event in response.events:
-                if event.kv.mod_revision != revision:
-                    if held:
-                        yield Batch(revision, held)
-                        held = []
-                    revision = event.kv.mod_revision
-                key = event.kv.key.decode()
-                held.append(Delete(key) if event.type == DELETE_EVENT else Put(key, event.kv.value))
-            # etcd splits a revision only over the fragments of one response.
-            if held and not response.fragment:
-                yield Batch(revision, held)
-                held = []
-    finally:
-        done.set()
-        stream.cancel()
+def decode_key(key: bytes) -> str:
+    """Keys that are no UTF-8 are somebody else's; they must not end a watch."""
+    return key.decode("utf-8", "surrogateescape")
 
 
-def _check(response: Any, position: Position) -> None:
-    if response.compact_revision:
-        raise LostError(f"etcd has compacted its history up to {response.compact_revision}")
-    if response.canceled:
-        raise LostError(f"etcd ended the watch: {response.cancel_reason or 'no reason given'}")
-    if response.header.cluster_id != position.cluster:
-        raise LostError("another etcd cluster answers")
-    if response.header.revision < position.revision:
-        raise LostError(f"etcd is at revision {response.header.revision}, we have seen {position.revision}")
+def encode_key(key: str) -> bytes:
+    return key.encode("utf-8", "surrogateescape")
