@@ -55,6 +55,28 @@ static void tell_drop(struct __sk_buff *skb, struct flow *flow, u8 reason)
 	events_drops.ringbuf_submit(event, 0);
 }
 
+/* What a socket hook refused: there is no packet, and the socket's own address is not known yet. */
+static void tell_rejected(struct addr *destination, __be16 port, u8 protocol, u8 reason)
+{
+	if (!(setting(SETTING_MONITOR) & MONITOR_DROPS))
+		return;
+	struct event *event = events_drops.ringbuf_reserve(sizeof(struct event));
+	if (!event) {
+		count_lost(0);
+		return;
+	}
+	__builtin_memset(event, 0, sizeof(*event));
+	event->time = bpf_ktime_get_ns();
+	event->destination = *destination;
+	event->destination_port = port;
+	event->protocol = protocol;
+	event->direction = DIRECTION_EGRESS;
+	event->reason = reason;
+	event->hook = HOOK_SOCKET;
+	event->destination_identity = identity_of(destination);
+	events_drops.ringbuf_submit(event, 0);
+}
+
 /* A verdict on a connection, whichever way the packet goes that caused it. */
 static void tell_verdict(struct __sk_buff *skb, struct flow *flow, u8 reason)
 {

@@ -1,0 +1,139 @@
+/* Services at the socket: a client's socket is given a backend when it connects (or sends, without a connection), and
+ * no packet needs translation. These programs can be preempted, so all they use lies on the stack.
+ *
+ * What is remembered of a socket, by its cookie: the backend that it sends to without a connection, so that it stays
+ * with one, and what it addressed when it got a backend, so that it sees replies and its peer under that address. */
+#pragma once
+
+#define PASS 1
+#define REJECT 0
+
+#define ECONNREFUSED 111
+
+struct peer {
+	struct addr addr;
+	__be16 port;
+	u8 protocol;
+};
+
+static u8 socket_protocol(struct bpf_sock_addr *ctx)
+{
+	return ctx->protocol == IPPROTO_MPTCP ? IPPROTO_TCP : ctx->protocol;
+}
+
+static void read_v4(struct bpf_sock_addr *ctx, struct peer *peer)
+{
+	set_v4(&peer->addr, ctx->user_ip4);
+	peer->port = ctx->user_port;
+	peer->protocol = socket_protocol(ctx);
+}
+
+static void read_v6(struct bpf_sock_addr *ctx, struct peer *peer)
+{
+	peer->addr.w[0] = ctx->user_ip6[0];
+	peer->addr.w[1] = ctx->user_ip6[1];
+	peer->addr.w[2] = ctx->user_ip6[2];
+	peer->addr.w[3] = ctx->user_ip6[3];
+	peer->port = ctx->user_port;
+	peer->protocol = socket_protocol(ctx);
+}
+
+static void write_v4(struct bpf_sock_addr *ctx, struct peer *peer)
+{
+	ctx->user_ip4 = peer->addr.w[3];
+	ctx->user_port = peer->port;
+}
+
+static void write_v6(struct bpf_sock_addr *ctx, struct peer *peer)
+{
+	ctx->user_ip6[0] = peer->addr.w[0];
+	ctx->user_ip6[1] = peer->addr.w[1];
+	ctx->user_ip6[2] = peer->addr.w[2];
+	ctx->user_ip6[3] = peer->addr.w[3];
+	ctx->user_port = peer->port;
+}
+
+static void set_peer_key(struct socket_peer_key *key, u64 cookie, struct peer *peer, u8 reverse)
+{
+	key->cookie = cookie;
+	key->addr = peer->addr;
+	key->port = peer->port;
+	key->protocol = peer->protocol;
+	key->reverse = reverse;
+	key->pad = 0;
+}
+
+/* The socket is told ECONNREFUSED, as by a host where nobody listens. */
+static int reject(struct peer *peer, u32 reason)
+{
+	count(reason, 0);
+	tell_rejected(&peer->addr, peer->port, peer->protocol, reason);
+	bpf_set_retval(-ECONNREFUSED);
+	return REJECT;
+}
+
+/* Replaces a Service's address by a backend's. `sticky`: the socket stays with the backend that it has been given for
+ * this address. Returns PASS or REJECT; *changed tells whether there is something to write back. */
+static int resolve(struct bpf_sock_addr *ctx, struct peer *peer, bool sticky, bool *changed)
+{
+	struct frontend_key frontend_key;
+	struct backend_key backend_key;
+	struct socket_peer_key key;
+	struct socket_peer remembered = {};
+
+	*changed = false;
+	if (peer->protocol != IPPROTO_TCP && peer->protocol != IPPROTO_UDP)
+		return PASS;
+	struct frontend *frontend = find_frontend(&frontend_key, &peer->addr, peer->port, peer->protocol);
+	if (!frontend)
+		return is_service_address(&frontend_key, &peer->addr) ? reject(peer, REASON_NO_SERVICE_PORT) : PASS;
+	u32 service_id = frontend->service;
+	u64 cookie = socket_cookie(ctx);
+	struct peer vip = *peer;
+	if (sticky) {
+		set_peer_key(&key, cookie, &vip, 0);
+		struct socket_peer *known = socket_peers.lookup(&key);
+		if (known && known->service == service_id &&
+		    is_backend(&backend_key, service_id, known->slot, &known->addr, known->port)) {
+			peer->addr = known->addr;
+			peer->port = known->port;
+			*changed = true;
+			return PASS;
+		}
+	}
+	struct service *service = services.lookup(&service_id);
+	if (!service || !service->count)
+		return reject(peer, REASON_NO_BACKEND);
+	u32 slot = bpf_get_prandom_u32() % service->count;
+	struct backend *backend = find_backend(&backend_key, service_id, slot);
+	if (!backend)
+		return reject(peer, REASON_NO_BACKEND);
+	peer->addr = backend->addr;
+	peer->port = backend->port;
+	*changed = true;
+	remembered.service = service_id;
+	remembered.slot = backend_key.slot;
+	if (sticky) {
+		remembered.addr = peer->addr;
+		remembered.port = peer->port;
+		socket_peers.update(&key, &remembered);
+	}
+	set_peer_key(&key, cookie, peer, 1);
+	remembered.addr = vip.addr;
+	remembered.port = vip.port;
+	socket_peers.update(&key, &remembered);
+	return PASS;
+}
+
+/* Replaces a backend's address by what the socket had addressed. Returns whether there was such an address. */
+static bool restore(struct bpf_sock_addr *ctx, struct peer *peer)
+{
+	struct socket_peer_key key;
+	set_peer_key(&key, socket_cookie(ctx), peer, 1);
+	struct socket_peer *known = socket_peers.lookup(&key);
+	if (!known)
+		return false;
+	peer->addr = known->addr;
+	peer->port = known->port;
+	return true;
+}
