@@ -4,6 +4,7 @@
 |----------------------------------------------|--------------|---------------|
 | meta/synced/<writer>                         | Synced       | both          |
 | meta/problems/<writer>/<kind>/<ns>/<name>    | Problem      | both          |
+| meta/writer/<writer>                         | LastWrite    | both          |
 | nodes/<node>                                 | Node         | endpoint-sync |
 | identities/<identity>                        | Identity     | endpoint-sync |
 | endpoints/<ns>/<pod>                         | Endpoint     | endpoint-sync |
@@ -27,6 +28,7 @@ from tidegate.records.schema import (
     Endpoint,
     Identity,
     IdentityKeys,
+    LastWrite,
     Node,
     PeerSet,
     PeerShard,
@@ -77,6 +79,9 @@ class Keyspace:
     def synced(self, writer: str) -> str:
         return f"{self.prefix}meta/synced/{writer}"
 
+    def last_write(self, writer: str) -> str:
+        return f"{self.prefix}meta/writer/{writer}"
+
     def problem(self, writer: str, kind: str, namespace: str, name: str) -> str:
         """`namespace` is empty for objects of the cluster and then written as `-`."""
         return f"{self.prefix}meta/problems/{writer}/{kind}/{namespace or '-'}/{name}"
@@ -125,6 +130,8 @@ def parse(path: str) -> Parsed | None:
         return Parsed(IdentityKeys, segments[1:])
     if segments[:2] == ("meta", "synced") and len(segments) == 3:
         return Parsed(Synced, segments[2:])
+    if segments[:2] == ("meta", "writer") and len(segments) == 3:
+        return Parsed(LastWrite, segments[2:])
     if segments[:2] == ("meta", "problems") and len(segments) == 6:
         return Parsed(Problem, segments[2:])
     kind = _LAYOUT.get((segments[0], len(segments)))

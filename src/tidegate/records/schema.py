@@ -65,6 +65,18 @@ class Synced(Record, frozen=True, kw_only=True):
     identity_keys: int = 0  # endpoint-sync only: the IdentityKeys epoch that its identities follow
 
 
+class LastWrite(Record, frozen=True, kw_only=True):
+    """`meta/writer/<writer>`: written with each transaction of that writer, which holds only if it has not changed.
+
+    Its token is drawn anew each time: so no two histories of a store are alike, however alike their records.
+    """
+
+    kind: ClassVar[str] = "last-write"
+
+    sequence: int = 0  # transactions of this leadership so far
+    token: bytes = b""
+
+
 class Problem(Record, frozen=True, kw_only=True):
     """`meta/problems/<writer>/<kind>/<namespace>/<name>`: an object that could not be understood."""
 

@@ -297,7 +297,7 @@ def _transaction(
 def _refused(answer: TxnResponse, fence: Fence | None, guard: Guard | None) -> int:
     """What it means that the comparisons failed: raises, or the revision at which an earlier attempt was applied."""
     found = [response.response_range.kvs for response in answer.responses]
-    if guard is not None and found[-1] and found[-1][0].value == guard.token.encode():
+    if guard is not None and found[-1] and found[-1][0].value == guard.token:
         return int(found[-1][0].mod_revision)
     if fence is not None and not (found[0] and found[0][0].create_revision == fence.create_revision):
         holder = found[0][0].value.decode("utf-8", "replace") if found[0] else "nobody"

@@ -129,8 +129,8 @@ class MemoryStore:
         if fits and (fence is None or self.holds(fence)):
             self.transactions += 1
             self.operations += len(operations)
-            return self.put_now([*operations, Put(guard.key, guard.token.encode())] if guard else operations)
-        if guard is not None and guarded is not None and guarded.value == guard.token.encode():
+            return self.put_now([*operations, Put(guard.key, guard.token)] if guard else operations)
+        if guard is not None and guarded is not None and guarded.value == guard.token:
             return guarded.modified
         if fence is not None and not self.holds(fence):
             raise FencedError(f"{fence.key}: this process is not the leader any more")

@@ -43,7 +43,7 @@ class Guard:
 
     key: str
     revision: int
-    token: str
+    token: bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,7 +53,7 @@ class Publisher:
         by_prefix = {keys.prefix + prefix: rank for prefix, rank in ranks.items()}
         by_prefix[f"{keys.prefix}meta/problems/{name}/"] = PROBLEM_RANK
         by_prefix[keys.synced(name)] = SYNCED_RANK
-        self.writer = Writer(store, by_prefix, lambda key: _rank(by_prefix, key))
+        self.writer = Writer(store, by_prefix, lambda key: _rank(by_prefix, key), keys.last_write(name))
 
     def put(self, key: str, record: Record | None) -> None:
         """`record` is to lie under `key`; None: nothing."""
@@ -107,7 +107,7 @@ class Publisher:
     async def _lead(self, fence: Fence) -> None:
         LEADER.labels(self.name).set(1)
         try:
-            await self.writer.load()
+            await self.writer.load(fence)
             self._epoch = fence.create_revision
             while True:
                 self._changed.clear()
@@ -123,7 +123,7 @@ class Publisher:
     async def _flush(self, fence: Fence) -> None:
         if self._reload:
             self._reload = False
-            await self.writer.load()
+            await self.writer.load(fence)
         if self.make_synced:
             self.put(self.keys.synced(self.name), self.make_synced(self._epoch))
         since, self._since = self._since, None

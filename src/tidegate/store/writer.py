@@ -1,16 +1,16 @@
 """Bringing a store to a desired state by writing the difference, in an order that readers can rely on."""
 
+import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from tidegate.store.protocol import MAX_OPERATIONS, Delete, Fence, Operation, Put, Store, UnavailableError
+from tidegate.records import LastWrite, encode
+from tidegate.store.protocol import MAX_OPERATIONS, Delete, Fence, Guard, Operation, Put, Store
 
 # etcd refuses requests over 1.5 MiB (--max-request-bytes).
 MAX_BYTES = 1_000_000
+CHUNK = MAX_OPERATIONS - 1  # the guard is an operation, too
 
 Rank = Callable[[str], int]
-
-# Stands for the value of a key after a transaction of unknown fate: equal to no record, so the key stays due.
-_UNKNOWN = b"\0unknown"
 
 
 class Writer:
@@ -20,13 +20,18 @@ class Writer:
     revision by revision never meets a reference to something that is not there yet, or any more.
     """
 
-    def __init__(self, store: Store, prefixes: Iterable[str], rank: Rank) -> None:
+    def __init__(self, store: Store, prefixes: Iterable[str], rank: Rank, guard_key: str | None = None) -> None:
+        """`guard_key` is written with each transaction, which holds only if no other was last to write it."""
         self._store = store
         self._prefixes = tuple(prefixes)
         self._rank = rank
         self._stored: dict[str, bytes] = {}
         self._wanted: dict[str, bytes] = {}
         self._dirty: set[str] = set()
+        self._guard_key = guard_key
+        self._last: int | None = None  # revision of the guard's last write
+        self._sequence = 0
+        self._underway: tuple[list[Operation], Guard | None] | None = None
 
     @property
     def stored(self) -> Mapping[str, bytes]:
@@ -37,8 +42,15 @@ class Writer:
     def wanted(self) -> Mapping[str, bytes]:
         return self._wanted
 
-    async def load(self) -> None:
-        """Reads what the store holds under the prefixes; every difference to what is wanted is due again."""
+    async def load(self, fence: Fence | None = None) -> None:
+        """Reads what the store holds under the prefixes; every difference to what is wanted is due again.
+
+        With a fence, the chain of guarded transactions begins here: first, so that nothing can come in between.
+        Raises FencedError, UnavailableError.
+        """
+        self._underway, self._last = None, None
+        if fence is not None:
+            await self._begin_chain(fence)
         stored: dict[str, bytes] = {}
         for prefix in self._prefixes:
             stored.update((await self._store.snapshot(prefix)).values)
@@ -64,20 +76,42 @@ class Writer:
     async def flush(self, fence: Fence | None) -> int:
         """Writes the difference; returns how many keys it wrote. Raises FencedError, UnavailableError.
 
-        After an error the rest is still due; a transaction whose fate is unknown is repeated as a whole.
+        After an error the rest is still due; a transaction whose fate is unknown is repeated as a whole, first.
+        Only one flush at a time.
         """
         written = 0
+        if self._last is None and fence is not None:
+            await self._begin_chain(fence)
+        if self._underway is not None:
+            written += await self._transact(*self._underway, fence)
         for operations in self._transactions():
-            try:
-                await self._store.transact(operations, fence)
-            except UnavailableError:
-                for operation in operations:
-                    self._stored[operation.key] = _UNKNOWN
-                raise
-            for operation in operations:
-                self._settle(operation)
-            written += len(operations)
+            written += await self._transact(operations, self._guard(), fence)
         return written
+
+    async def _transact(self, operations: list[Operation], guard: Guard | None, fence: Fence | None) -> int:
+        # Kept until it is known to be applied: repeated with the same guard, it is applied once at most.
+        self._underway = operations, guard
+        revision = await self._store.transact(operations, fence, guard)
+        self._underway = None
+        if guard is not None:
+            self._last = revision
+        for operation in operations:
+            self._settle(operation)
+        return len(operations)
+
+    async def _begin_chain(self, fence: Fence) -> None:
+        if self._guard_key is not None:
+            self._sequence = 0
+            self._last = await self._store.transact([Put(self._guard_key, self._token())], fence)
+
+    def _guard(self) -> Guard | None:
+        if self._guard_key is None or self._last is None:
+            return None
+        return Guard(self._guard_key, self._last, self._token())
+
+    def _token(self) -> bytes:
+        self._sequence += 1
+        return encode(LastWrite(sequence=self._sequence, token=secrets.token_bytes(8)))
 
     def _settle(self, operation: Operation) -> None:
         value = operation.value if isinstance(operation, Put) else None
@@ -85,9 +119,12 @@ class Writer:
             self._stored.pop(operation.key, None)
         else:
             self._stored[operation.key] = value
-        # It may have been wanted otherwise while the transaction was under way: then it stays due.
+        # It may have been wanted otherwise while the transaction was under way: then it is due again, also where
+        # `want` took it for stored because it went back to what was there before.
         if self._wanted.get(operation.key) == value:
             self._dirty.discard(operation.key)
+        else:
+            self._dirty.add(operation.key)
 
     def _transactions(self) -> Iterator[list[Operation]]:
         puts = sorted((key for key in self._dirty if key in self._wanted), key=lambda key: (self._rank(key), key))
@@ -100,7 +137,7 @@ class Writer:
         size = 0
         for operation in operations:
             cost = len(operation.key) + (len(operation.value) if isinstance(operation, Put) else 0)
-            if chunk and (len(chunk) == MAX_OPERATIONS or size + cost > MAX_BYTES):
+            if chunk and (len(chunk) == CHUNK or size + cost > MAX_BYTES):
                 yield chunk
                 chunk, size = [], 0
             chunk.append(operation)
