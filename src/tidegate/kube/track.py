@@ -1,9 +1,14 @@
 """From the events of list_watch to calls for single objects."""
 
+from collections.abc import Callable
+from contextlib import aclosing
 from typing import Generic, Protocol, TypeVar
 
 from tidegate.kube.objects import Object
-from tidegate.kube.watch import Changed, Deleted, Event, Invalid, Listed
+from tidegate.kube.watch import Api, Changed, Deleted, Event, Invalid, Listed, Resource, list_watch
+from tidegate.runtime import metrics
+
+EVENTS = metrics.counter("api_events", "Objects received from the API server.", ("reader", "kind"))
 
 T_contra = TypeVar("T_contra", bound=Object, contravariant=True)
 T = TypeVar("T", bound=Object)
@@ -50,3 +55,19 @@ class Tracker(Generic[T]):
             self._handler.changed(item)
         for bad in event.invalid.values():
             self._handler.invalid(bad)
+
+
+async def track(
+    api: Api, resource: Resource[T], handler: Handler[T], reader: str, after: Callable[[bool], None]
+) -> None:
+    """Feeds `handler` with all objects of the resource, for ever. `after(listed)` follows each event.
+
+    `reader` names the process in the metrics.
+    """
+    tracker = Tracker(handler)
+    count = EVENTS.labels(reader, resource.kind)
+    async with aclosing(list_watch(api, resource)) as events:
+        async for event in events:
+            count.inc(len(event.items) if isinstance(event, Listed) else 1)
+            tracker.apply(event)
+            after(isinstance(event, Listed))

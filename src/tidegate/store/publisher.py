@@ -84,6 +84,10 @@ class Publisher:
         self._waiting.discard(source)
         self.changed()
 
+    def after(self, source: str) -> Callable[[bool], None]:
+        """What to call after each event of a source; True if the event was the whole of it (kube.track)."""
+        return lambda listed: self.listed(source) if listed else self.changed()
+
     def changed(self) -> None:
         """Something is wanted otherwise: it is written as soon as the transaction under way has ended."""
         if self._since is None:

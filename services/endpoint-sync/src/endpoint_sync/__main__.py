@@ -19,9 +19,7 @@ from tidegate.store.etcd import EtcdStore
 
 @click.command(context_settings=CONTEXT_SETTINGS)
 @common_options
-@click.option(
-    "--kubeconfig", type=click.Path(path_type=Path, dir_okay=False), help="Default: as kubectl."
-)
+@click.option("--kubeconfig", type=click.Path(path_type=Path, dir_okay=False), help="Default: as kubectl.")
 @click.option("--lease", default=5, type=click.IntRange(2, 60), help="Seconds after which a dead leader is replaced.")
 @click.option("--identity-grace", default=60.0, type=click.FloatRange(0), help="Seconds that an unused identity stays.")
 def main(common: CommonSettings, kubeconfig: Path | None, lease: int, identity_grace: float) -> None:

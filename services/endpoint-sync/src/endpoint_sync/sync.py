@@ -10,8 +10,8 @@ from endpoint_sync.identities import Identities
 from endpoint_sync.pods import Pods
 from endpoint_sync.services import Nodes, Services
 from tidegate.kube.objects import Object
-from tidegate.kube.track import Handler, Key, Tracker
-from tidegate.kube.watch import ENDPOINT_SLICES, NODES, PODS, SERVICES, Api, Listed, Resource, list_watch
+from tidegate.kube.track import Handler, Key, track
+from tidegate.kube.watch import ENDPOINT_SLICES, NODES, PODS, SERVICES, Api, Resource
 from tidegate.records import (
     Backend,
     BackendShard,
@@ -24,10 +24,9 @@ from tidegate.records import (
     decode,
 )
 from tidegate.records.ids import Numbering, service_port_content
-from tidegate.runtime import metrics
 from tidegate.runtime.http import Health
 from tidegate.runtime.logging import get_logger
-from tidegate.store import Batch, Put, Snapshot, Store
+from tidegate.store import Snapshot, Store, value_of
 from tidegate.store.publisher import Publisher
 
 T = TypeVar("T", bound=Object)
@@ -35,7 +34,6 @@ T = TypeVar("T", bound=Object)
 NAME = "endpoint-sync"
 RANKS = {"nodes/": 1, "identities/": 2, "endpoints/": 3, "backends/": 4, "services/": 5}
 KEYS_SOURCE = "identity-keys"
-EVENTS = metrics.counter("api_events", "Events received from the API server.", ("writer", "kind"))
 
 
 class EndpointSync:
@@ -81,22 +79,14 @@ class EndpointSync:
             group.create_task(self.publisher.run(holder, ttl))
 
     async def _watch(self, resource: Resource[T], handler: Handler[T]) -> None:
-        tracker = Tracker(handler)
-        count = EVENTS.labels(NAME, resource.kind)
-        async with aclosing(list_watch(self._api, resource)) as events:
-            async for event in events:
-                count.inc(len(event.items) if isinstance(event, Listed) else 1)
-                tracker.apply(event)
-                if isinstance(event, Listed):
-                    self.publisher.listed(resource.kind)
-                self.publisher.changed()
+        await track(self._api, resource, handler, NAME, self.publisher.after(resource.kind))
 
     async def _follow_keys(self) -> None:
         key = self._keys.identity_keys()
         seen = False
         async with aclosing(self._store.follow(key)) as changes:
             async for change in changes:
-                value = _value(change, key)
+                value = value_of(change, key)
                 if value is not None:
                     self._ask(value)
                 if isinstance(change, Snapshot):
@@ -120,15 +110,6 @@ class EndpointSync:
             left = self._identities.collect(time.monotonic())
             self.publisher.changed()
             await asyncio.sleep(max(1.0, left if left is not None else 10.0))
-
-
-def _value(change: Snapshot | Batch, key: str) -> bytes | None:
-    if isinstance(change, Snapshot):
-        return change.values.get(key)
-    for operation in reversed(change.operations):
-        if operation.key == key:
-            return operation.value if isinstance(operation, Put) else None
-    return None
 
 
 class Stored:

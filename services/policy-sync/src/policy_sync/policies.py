@@ -1,0 +1,124 @@
+"""The policies there are: understood, refused, or waiting for identities to carry what they select on."""
+
+from policy_sync.compile import Policy, closed_policy, compile_policy
+from policy_sync.selectors import PolicyError
+from policy_sync.subjects import Subjects
+from tidegate.kube import objects
+from tidegate.kube.track import Key
+from tidegate.kube.watch import Invalid
+from tidegate.records import IdentityKeys
+from tidegate.records.labels import HIGH_CARDINALITY
+from tidegate.store.publisher import Publisher
+
+KIND = "NetworkPolicy"
+
+
+class Policies:
+    """Handler of NetworkPolicy events."""
+
+    def __init__(self, publisher: Publisher, subjects: Subjects) -> None:
+        self._publisher = publisher
+        self._subjects = subjects
+        self._wanted: dict[Key, Policy] = {}
+        self._waiting: set[Key] = set()
+        self._good: set[Key] = set()
+        self._asked = IdentityKeys()
+        self._answered = 0
+        self._history: dict[int, IdentityKeys] = {}
+        self._ready = False
+
+    def load(self, asked: IdentityKeys | None, answered: int) -> None:
+        """What was asked of endpoint-sync before, and what it has answered."""
+        if asked is not None:
+            self._asked = asked
+            self._history[asked.epoch] = asked
+        self._answered = answered
+
+    def changed(self, item: objects.NetworkPolicy) -> None:
+        try:
+            policy = compile_policy(item)
+        except PolicyError as error:
+            self._refuse(item.key, str(error), closed_policy(item))
+            return
+        self._publisher.problem(KIND, *item.key, policy.unsupported or None)
+        self._good.add(item.key)
+        self._set(item.key, policy)
+
+    def deleted(self, key: Key) -> None:
+        self._publisher.problem(KIND, *key, None)
+        self._good.discard(key)
+        self._waiting.discard(key)
+        if self._wanted.pop(key, None) is not None:
+            self._subjects.set_policy(key, None)
+            self._ask()
+
+    def invalid(self, item: Invalid) -> None:
+        self._refuse((item.namespace, item.name), item.reason, None)
+
+    def _refuse(self, key: Key, reason: str, closed: Policy | None) -> None:
+        if key in self._good:
+            self._publisher.problem(KIND, *key, f"{reason}; its previous state stays in force")
+        elif closed is not None:
+            self._publisher.problem(
+                KIND, *key, f"{reason}; until it is mended its pods are isolated, nothing is allowed"
+            )
+            self._set(key, closed)
+        else:
+            self._publisher.problem(KIND, *key, f"{reason}; it has no effect")
+
+    def _set(self, key: Key, policy: Policy) -> None:
+        if self._wanted.get(key) == policy and key not in self._waiting:
+            return
+        self._wanted[key] = policy
+        self._ask()
+        self._try(key)
+
+    def listed(self) -> None:
+        """All policies have been seen once: what none of them needs need not be asked for any longer."""
+        if not self._ready:
+            self._ready = True
+            self._ask()
+
+    def answered(self, epoch: int) -> None:
+        """endpoint-sync's identities follow what was asked in this epoch."""
+        self._answered = epoch
+        for key in list(self._waiting):
+            self._try(key)
+
+    def _try(self, key: Key) -> None:
+        policy = self._wanted[key]
+        if self._can(policy):
+            self._waiting.discard(key)
+            self._subjects.set_policy(key, policy)
+        else:
+            # The previous state of the policy stays until identities carry what the new one looks at.
+            self._waiting.add(key)
+
+    def _can(self, policy: Policy) -> bool:
+        labels, names = _needs(policy)
+        if not labels and not names:
+            return True
+        answer = self._history.get(self._answered)
+        return answer is not None and labels <= set(answer.label_keys) and names <= set(answer.port_names)
+
+    def _ask(self) -> None:
+        labels: set[str] = set()
+        names: set[str] = set()
+        for policy in self._wanted.values():
+            more_labels, more_names = _needs(policy)
+            labels |= more_labels
+            names |= more_names
+        if not self._ready:  # there may be more policies: ask for no less than before
+            labels |= set(self._asked.label_keys)
+            names |= set(self._asked.port_names)
+        wanted = tuple(sorted(labels)), tuple(sorted(names))
+        if wanted != (self._asked.label_keys, self._asked.port_names):
+            self._asked = IdentityKeys(epoch=self._asked.epoch + 1, label_keys=wanted[0], port_names=wanted[1])
+            self._history[self._asked.epoch] = self._asked
+            for epoch in [epoch for epoch in self._history if epoch < self._answered]:
+                del self._history[epoch]
+        self._publisher.put(self._publisher.keys.identity_keys(), self._asked if self._asked.epoch else None)
+
+
+def _needs(policy: Policy) -> tuple[frozenset[str], frozenset[str]]:
+    return policy.label_keys & HIGH_CARDINALITY, policy.port_names

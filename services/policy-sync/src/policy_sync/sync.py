@@ -1,0 +1,197 @@
+"""From events to records: what runs in the process."""
+
+import asyncio
+from collections.abc import Mapping
+from contextlib import aclosing
+from typing import TypeVar
+
+from policy_sync.policies import Policies
+from policy_sync.sets import Directory, Sets
+from policy_sync.subjects import Subjects
+from tidegate.kube import objects
+from tidegate.kube.track import Handler, Key, track
+from tidegate.kube.watch import NAMESPACES, NETWORK_POLICIES, Api, Invalid, Resource
+from tidegate.records import (
+    Identity,
+    IdentityKeys,
+    Keyspace,
+    PeerSet,
+    Record,
+    RecordError,
+    Rules,
+    Synced,
+    decode,
+)
+from tidegate.records.ids import rules_content
+from tidegate.runtime.http import Health
+from tidegate.runtime.logging import get_logger
+from tidegate.store import Put, Snapshot, Store, value_of
+from tidegate.store.publisher import Publisher
+
+T = TypeVar("T", bound=objects.Object)
+R = TypeVar("R", bound=Record)
+
+NAME = "policy-sync"
+RANKS = {"config/": 1, "peers/": 2, "rules/": 3, "subjects/": 4}
+IDENTITIES = "identities"
+
+
+class Namespaces:
+    """Handler of Namespace events: their labels decide which pods a namespaceSelector means."""
+
+    KIND = "Namespace"
+
+    def __init__(self, publisher: Publisher, directory: Directory, sets: Sets, subjects: Subjects) -> None:
+        self._publisher = publisher
+        self._directory = directory
+        self._sets = sets
+        self._subjects = subjects
+
+    def changed(self, item: objects.Namespace) -> None:
+        self._publisher.problem(self.KIND, "", item.metadata.name, None)
+        self._label(item.metadata.name, dict(item.labels))
+
+    def deleted(self, key: Key) -> None:
+        self._publisher.problem(self.KIND, "", key[1], None)
+        self._label(key[1], None)
+
+    def invalid(self, item: Invalid) -> None:
+        self._publisher.problem(self.KIND, "", item.name, item.reason)
+
+    def _label(self, name: str, labels: dict[str, str] | None) -> None:
+        if self._directory.label_namespace(name, labels):
+            self._sets.namespace_changed(name)
+            self._subjects.namespace_changed(name)
+
+
+class PolicySync:
+    """The state of the service, and the tasks that keep it: `start` once, then `run`."""
+
+    def __init__(self, store: Store, api: Api, keys: Keyspace, health: Health) -> None:
+        self._store = store
+        self._api = api
+        self._keys = keys
+        sources = [NAMESPACES.kind, NETWORK_POLICIES.kind, IDENTITIES]
+        self.publisher = Publisher(store, keys, NAME, RANKS, sources, health)
+        self.publisher.make_synced = lambda epoch: Synced(epoch=epoch)
+        self._directory = Directory()
+        self._sets = Sets(self.publisher, self._directory)
+        self._subjects = Subjects(self.publisher, self._directory, self._sets)
+        self._policies = Policies(self.publisher, self._subjects)
+        self._identities_synced = False
+
+    async def start(self) -> None:
+        """Takes over numbers from the store. Raises UnavailableError."""
+        await self.publisher.writer.load()
+        asked = None
+        texts, contents = [], []
+        for key, value in self.publisher.writer.stored.items():
+            parsed = self._keys.parse(key)
+            if parsed is None:
+                continue
+            if parsed.kind is PeerSet:
+                record = read(PeerSet, key, value)
+                texts += [record.text] if record else []
+            elif parsed.kind is Rules:
+                rules = read(Rules, key, value)
+                contents += [rules_content(rules)] if rules else []
+            elif parsed.kind is IdentityKeys:
+                asked = read(IdentityKeys, key, value)
+        self._sets.load(texts)
+        self._subjects.load(contents)
+        self._policies.load(asked, 0)
+
+    async def run(self, holder: str, ttl: int) -> None:
+        """Never returns."""
+        namespaces = Namespaces(self.publisher, self._directory, self._sets, self._subjects)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._watch(NAMESPACES, namespaces))
+            group.create_task(self._watch_policies())
+            group.create_task(self._follow_identities())
+            group.create_task(self._follow_synced())
+            group.create_task(self.publisher.run(holder, ttl))
+
+    async def _watch(self, resource: Resource[T], handler: Handler[T]) -> None:
+        await track(self._api, resource, handler, NAME, self.publisher.after(resource.kind))
+
+    async def _watch_policies(self) -> None:
+        after = self.publisher.after(NETWORK_POLICIES.kind)
+
+        def done(listed: bool) -> None:
+            if listed:
+                self._policies.listed()
+            after(listed)
+
+        await track(self._api, NETWORK_POLICIES, self._policies, NAME, done)
+
+    async def _follow_identities(self) -> None:
+        prefix = f"{self._keys.prefix}identities/"
+        seen = False
+        async with aclosing(self._store.follow(prefix)) as changes:
+            async for change in changes:
+                if isinstance(change, Snapshot):
+                    self._replace(change.values)
+                    if seen:
+                        self.publisher.reload()
+                    seen = True
+                    self._identities_read = True
+                    self._check_sources()
+                else:
+                    for operation in change.operations:
+                        value = operation.value if isinstance(operation, Put) else None
+                        self._identity(operation.key, value)
+                self.publisher.changed()
+
+    def _replace(self, values: Mapping[str, bytes]) -> None:
+        for number in list(self._directory.identities):
+            if self._keys.identity(number) not in values:
+                self._identity(self._keys.identity(number), None)
+        for key, value in values.items():
+            self._identity(key, value)
+
+    def _identity(self, key: str, value: bytes | None) -> None:
+        text = key.rsplit("/", 1)[-1]
+        if not text.isdecimal():
+            get_logger().warning("identity key not understood", key=key)
+            return
+        number = int(text)
+        identity = read(Identity, key, value) if value is not None else None
+        if value is not None and identity is None:
+            return  # not understood: what we know of it stays
+        if self._directory.identities.get(number) == identity:
+            return
+        if number in self._directory.identities:
+            gone = self._directory.remove(number)
+            self._sets.identity_removed(number, gone)
+            self._subjects.identity_removed(number, gone)
+        if identity is not None:
+            self._directory.add(number, identity)
+            self._sets.identity_added(number, identity)
+            self._subjects.identity_added(number, identity)
+
+    async def _follow_synced(self) -> None:
+        key = self._keys.synced("endpoint-sync")
+        async with aclosing(self._store.follow(key)) as changes:
+            async for change in changes:
+                value = value_of(change, key)
+                synced = read(Synced, key, value) if value is not None else None
+                if synced is not None:
+                    self._policies.answered(synced.identity_keys)
+                    self._identities_synced = True
+                    self._check_sources()
+                    self.publisher.changed()
+
+    _identities_read = False
+
+    def _check_sources(self) -> None:
+        # Before endpoint-sync has ever completed its identities, rules would be made for a part of them.
+        if self._identities_read and self._identities_synced:
+            self.publisher.listed(IDENTITIES)
+
+
+def read(kind: type[R], key: str, value: bytes) -> R | None:
+    try:
+        return decode(kind, value)
+    except RecordError as error:
+        get_logger().warning("record not understood; leaving it out", key=key, reason=str(error))
+        return None
