@@ -66,7 +66,7 @@ class Module:
     def __init__(self, source: Source, directory: Path, reuse: Mapping[str, Path]) -> None:
         """Compiles; takes the maps in `reuse` from their pins and creates the others. Raises BuildError."""
         os.environ["BCC_KERNEL_SOURCE"] = str(directory / "stubs")
-        from bcc import BPF, lib  # noqa: PLC0415 — maps LLVM: only where there is something to compile
+        from bcc import BPF, lib
 
         self._lib = lib
         self._source = source

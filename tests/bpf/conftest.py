@@ -1,0 +1,51 @@
+"""Programs are loaded once a run, into bpffs directories of the run's own."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.bpf.kernel import Loaded
+
+from node_agent.loader import read_manifest
+
+BPF = Path("/sys/fs/bpf")
+
+# Small maps: two nodes' worth of them are loaded at once.
+SIZES = ["endpoints=1024", "backends=4096", "members=4096", "rules=1024", "connections=4096", "connections_new=4096"]
+
+
+def run_loader(bpffs: Path, state: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "node_agent.loader", "--bpffs", str(bpffs), "--state", str(state), *options]
+    return subprocess.run(command, check=False, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="session")
+def bpffs() -> Iterator[Path]:
+    """A directory in bpffs that is gone afterwards, with all pins in it."""
+    if not os.path.ismount(BPF):
+        subprocess.run(["mount", "-t", "bpf", "bpf", str(BPF)], check=True)
+    directory = BPF / f"tgt-bpf-{os.getpid()}"
+    directory.mkdir()
+    yield directory
+    shutil.rmtree(directory)
+
+
+@pytest.fixture(scope="session")
+def both_loaded(bpffs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Loaded]]:
+    """The programs of two nodes."""
+    nodes = []
+    for name in ("n1", "n2"):
+        state = tmp_path_factory.mktemp(name)
+        options = [part for size in SIZES for part in ("--size", size)]
+        result = run_loader(bpffs / name, state, *options)
+        assert result.returncode == 0, result.stderr
+        manifest = read_manifest(state)
+        assert manifest is not None
+        nodes.append(Loaded(manifest, bpffs / name, state))
+    yield nodes
+    for node in nodes:
+        node.close()

@@ -1,0 +1,208 @@
+"""Two nodes with two pods each, an outside world, and the wire between them, in network namespaces of their own."""
+
+import ctypes
+import os
+import socket
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.bpf.kernel import TCX_EGRESS, TCX_INGRESS, Loaded, attach_tcx
+
+PREFIX = f"tgt-bpf-{os.getpid()}"
+_CLONE_NEWNET = 0x40000000
+_LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+def _enter(fd: int) -> None:
+    if _LIBC.setns(fd, _CLONE_NEWNET) != 0:
+        error = ctypes.get_errno()
+        raise OSError(error, f"enter a network namespace: {os.strerror(error)}")
+
+
+class Namespace:
+    """A network namespace. Sockets made inside stay in it."""
+
+    def __init__(self, name: str) -> None:
+        self.name = f"{PREFIX}-{name}"
+        subprocess.run(["ip", "netns", "add", self.name], check=True)
+        self._fd = os.open(f"/run/netns/{self.name}", os.O_RDONLY)
+        self._home = os.open(f"/proc/self/task/{threading.get_native_id()}/ns/net", os.O_RDONLY)
+        with self.entered():
+            Path("/proc/sys/net/ipv6/conf/all/disable_ipv6").write_text("1")
+            Path("/proc/sys/net/ipv6/conf/default/disable_ipv6").write_text("1")
+            # Every ICMP error counts in these tests.
+            Path("/proc/sys/net/ipv4/icmp_ratelimit").write_text("0")
+        self.run("ip", "link", "set", "lo", "up")
+
+    @contextmanager
+    def entered(self) -> Iterator[None]:
+        """The calling thread, and what it starts, inside the namespace. /sys stays the machine's."""
+        _enter(self._fd)
+        try:
+            yield
+        finally:
+            _enter(self._home)
+
+    def run(self, *command: str) -> str:
+        with self.entered():
+            result = subprocess.run(command, check=False, capture_output=True, text=True)
+        assert result.returncode == 0, f"{self.name}: {' '.join(command)}: {result.stderr}{result.stdout}"
+        return result.stdout
+
+    def socket(self, family: int, kind: int, protocol: int = 0) -> socket.socket:
+        with self.entered():
+            return socket.socket(family, kind, protocol)
+
+    def set(self, name: str, value: str) -> None:
+        with self.entered():
+            Path(f"/proc/sys/net/{name}").write_text(value)
+
+    def ifindex(self, device: str) -> int:
+        with self.entered():
+            return socket.if_nametoindex(device)
+
+    def remove(self) -> None:
+        os.close(self._fd)
+        os.close(self._home)
+        subprocess.run(["ip", "netns", "del", self.name], check=True)
+
+
+@dataclass
+class Pod:
+    name: str
+    address: str
+    namespace: Namespace
+    node: "Node"
+    veth: str  # the host side, in the node's namespace
+    ifindex: int  # of it
+
+
+@dataclass
+class Node:
+    name: str
+    address: str
+    namespace: Namespace
+    uplink: int
+    pods: list[Pod] = field(default_factory=list)
+    loaded: Loaded | None = None
+
+    @property
+    def programs(self) -> Loaded:
+        assert self.loaded is not None, "no programs on this node"
+        return self.loaded
+
+
+@dataclass
+class Cluster:
+    nodes: list[Node]
+    outside: Namespace
+    segment: Namespace
+
+    @property
+    def pods(self) -> list[Pod]:
+        return [pod for node in self.nodes for pod in node.pods]
+
+    def remove(self) -> None:
+        for namespace in [
+            *(pod.namespace for pod in self.pods),
+            *(node.namespace for node in self.nodes),
+            self.outside,
+            self.segment,
+        ]:
+            namespace.remove()
+
+
+OUTSIDE = "172.31.0.250"
+
+
+def build() -> Cluster:
+    """n1 (172.31.0.11) with a and b, n2 (172.31.0.12) with c and d; pods in 10.201.<node>.0/24 as `ptp` lays them."""
+    segment = Namespace("seg")
+    segment.run("ip", "link", "add", "br0", "type", "bridge")
+    segment.run("ip", "link", "set", "br0", "up")
+    outside = Namespace("out")
+    _plug(segment, outside, "out", f"{OUTSIDE}/24")
+    nodes = []
+    for number, names in ((1, "ab"), (2, "cd")):
+        namespace = Namespace(f"n{number}")
+        namespace.set("ipv4/ip_forward", "1")
+        _plug(segment, namespace, f"n{number}", f"172.31.0.1{number}/24")
+        other = 3 - number
+        namespace.run("ip", "route", "add", f"10.201.{other}.0/24", "via", f"172.31.0.1{other}")
+        namespace.run("ip", "route", "add", "default", "via", OUTSIDE)
+        outside.run("ip", "route", "add", f"10.201.{number}.0/24", "via", f"172.31.0.1{number}")
+        node = Node(f"n{number}", f"172.31.0.1{number}", namespace, namespace.ifindex("eth0"))
+        for index, name in enumerate(names):
+            node.pods.append(_add_pod(node, name, f"10.201.{number}.{2 + index}", f"10.201.{number}.1"))
+        nodes.append(node)
+    return Cluster(nodes, outside, segment)
+
+
+def _plug(segment: Namespace, namespace: Namespace, port: str, address: str) -> None:
+    segment.run("ip", "link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", namespace.name)
+    segment.run("ip", "link", "set", port, "master", "br0", "up")
+    namespace.run("ip", "addr", "add", address, "dev", "eth0")
+    namespace.run("ip", "link", "set", "eth0", "up")
+
+
+def _add_pod(node: Node, name: str, address: str, gateway: str) -> Pod:
+    namespace = Namespace(name)
+    veth = f"veth{name}"
+    host = node.namespace
+    host.run("ip", "link", "add", veth, "type", "veth", "peer", "name", "eth0", "netns", namespace.name)
+    host.run("ip", "addr", "add", f"{gateway}/32", "dev", veth)
+    host.run("ip", "link", "set", veth, "up")
+    namespace.run("ip", "addr", "add", f"{address}/32", "dev", "eth0")
+    namespace.run("ip", "link", "set", "eth0", "up")
+    namespace.run("ip", "route", "add", gateway, "dev", "eth0", "scope", "link")
+    namespace.run("ip", "route", "add", "default", "via", gateway)
+    host.run("ip", "route", "add", address, "dev", veth)
+    return Pod(name, address, namespace, node, veth, host.ifindex(veth))
+
+
+@contextmanager
+def attached(node: Node, loaded: Loaded, how: str) -> Iterator[None]:
+    """The tc programs on the node's devices, by `tcx` or `clsact`."""
+    hooks = [(node.uplink, "eth0", "from_network", TCX_INGRESS)]
+    for pod in node.pods:
+        hooks += [(pod.ifindex, pod.veth, "from_pod", TCX_INGRESS), (pod.ifindex, pod.veth, "to_pod", TCX_EGRESS)]
+    node.loaded = loaded
+    with ExitStack() as stack:
+        if how == "tcx":
+            for ifindex, _, program, kind in hooks:
+                fd = loaded.open_program(program)
+                with node.namespace.entered():
+                    stack.callback(os.close, attach_tcx(fd, ifindex, kind))
+                os.close(fd)
+        else:
+            for device in {device for _, device, _, _ in hooks}:
+                node.namespace.run("tc", "qdisc", "add", "dev", device, "clsact")
+                stack.callback(node.namespace.run, "tc", "qdisc", "del", "dev", device, "clsact")
+            for _, device, program, kind in hooks:
+                side = "ingress" if kind == TCX_INGRESS else "egress"
+                path = loaded.manifest.programs[program].path
+                node.namespace.run("tc", "filter", "add", "dev", device, side, "bpf", "da", "pinned", path)
+        try:
+            yield
+        finally:
+            node.loaded = None
+
+
+def set_endpoints(cluster: Cluster, node: Node, identities: dict[str, int]) -> None:
+    """endpoints, devices and open subjects of a node, as the agent would write them."""
+    maps = node.programs.maps
+    maps["devices"].set({"value": node.uplink}, {"flags": 1})
+    for other in cluster.nodes:
+        own = other is node
+        maps["endpoints"].set({"addr": other.address}, {"identity": 1 if own else 2, "flags": 2 if own else 4})
+        for pod in other.pods:
+            maps["endpoints"].set(
+                {"addr": pod.address},
+                {"identity": identities[pod.name], "ifindex": pod.ifindex if own else 0, "flags": 1},
+            )
+            if own:
+                maps["subjects"].set({"value": identities[pod.name]}, {"policy": identities[pod.name]})
