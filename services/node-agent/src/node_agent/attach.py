@@ -1,0 +1,136 @@
+"""Our programs on devices and on the cgroup: attached, replaced without a gap, found again after a restart."""
+
+import fnmatch
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from node_agent import links
+from node_agent.loader import Manifest, prune
+
+POD_PROGRAMS = {"ingress": "from_pod", "egress": "to_pod"}
+UPLINK_PROGRAMS = {"ingress": "from_network"}
+
+# clsact: our place among the filters of others, the same at each replacement.
+PRIORITY, HANDLE = 1, 0x7467
+_PARENT = {"ingress": 0xFFFFFFF2, "egress": 0xFFFFFFF3}
+_ALL_PROTOCOLS = 3  # ETH_P_ALL
+_DIRECT_ACTION = 1  # TCA_BPF_FLAG_ACT_DIRECT
+
+
+@dataclass(frozen=True, slots=True)
+class Devices:
+    """Which devices of the node are ours to judge."""
+
+    pod_pattern: str
+    uplinks: tuple[str, ...]
+
+    def programs(self, name: str) -> Mapping[str, str] | None:
+        """Hook → program for the device, None if it is not ours."""
+        if name in self.uplinks:
+            return UPLINK_PROGRAMS
+        return POD_PROGRAMS if fnmatch.fnmatch(name, self.pod_pattern) else None
+
+
+class Attachments:
+    """Blocking. `repairs` counts links that were found without our program, or gone."""
+
+    def __init__(self, manifest: Manifest, bpffs: Path, cgroup: Path, mode: str) -> None:
+        self._bpffs = bpffs
+        self._links = bpffs / "links"
+        self._links.mkdir(exist_ok=True)
+        self._cgroup = cgroup
+        self._digest = manifest.digest
+        self._fds = {name: links.open_pin(Path(entry.path)) for name, entry in manifest.programs.items()}
+        self._ids = {name: links.program_id(fd) for name, fd in self._fds.items()}
+        self._cgroup_programs = {n: e.attach_type for n, e in manifest.programs.items() if e.attach_type}
+        self.tcx = mode == "tcx" or (mode == "auto" and links.has_tcx())
+        self.repairs = 0
+        self.devices: dict[int, str] = {}
+
+    def close(self) -> None:
+        for fd in self._fds.values():
+            os.close(fd)
+
+    def attach_cgroup(self) -> None:
+        """Raises OSError, also where the path is no cgroup v2 directory."""
+        directory = os.open(self._cgroup, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            for name, attach in self._cgroup_programs.items():
+                self._link(f"cgroup_{name}", name, directory, attach, self._cgroup.stat().st_ino)
+        finally:
+            os.close(directory)
+
+    def attach_device(self, index: int, name: str, programs: Mapping[str, str]) -> None:
+        """Raises FileNotFoundError or OSError(ENODEV) where the device has gone meanwhile."""
+        for hook, program in programs.items():
+            if self.tcx:
+                self._link(f"tcx_{index}_{hook}", program, index, f"tcx_{hook}", index)
+            else:
+                self._filter(index, hook, program)
+        self.devices[index] = name
+
+    def forget_device(self, index: int) -> None:
+        """The device is gone, and the kernel has let go of its programs."""
+        self.devices.pop(index, None)
+        for hook in ("ingress", "egress"):
+            (self._links / f"tcx_{index}_{hook}").unlink(missing_ok=True)
+
+    def finish(self, present: Mapping[int, str]) -> list[str]:
+        """After a start: removes links of devices that are gone, and the programs of earlier versions."""
+        for path in self._links.iterdir():
+            kind, _, rest = path.name.partition("_")
+            if kind == "tcx" and (not self.tcx or int(rest.partition("_")[0]) not in present):
+                path.unlink()
+        return prune(self._bpffs, self._digest)
+
+    def _link(self, name: str, program: str, target: int, attach: str, identifier: int) -> None:
+        path = self._links / name
+        try:
+            link = links.open_pin(path)
+        except FileNotFoundError:
+            self._create(path, program, target, attach)
+            return
+        try:
+            info = links.link_info(link, attach)
+            if info.target == identifier:
+                if info.program != self._ids[program]:
+                    links.update(link, self._fds[program])
+                return
+        finally:
+            os.close(link)
+        # The pin is left from a device or cgroup that is gone; its number may have been given to another one.
+        path.unlink()
+        self.repairs += 1
+        self._create(path, program, target, attach)
+
+    def _create(self, path: Path, program: str, target: int, attach: str) -> None:
+        link = links.create(self._fds[program], target, attach)
+        try:
+            links.pin(link, path)
+        finally:
+            os.close(link)
+
+    def _filter(self, index: int, hook: str, program: str) -> None:
+        with IPRoute() as route:
+            try:
+                route.tc("add", "clsact", index=index)
+            except NetlinkError as error:
+                if error.code != 17:  # EEXIST: there already, ours or another's
+                    raise OSError(error.code, f"qdisc clsact on device {index}: {error}") from error
+            route.tc(
+                "replace-filter",
+                "bpf",
+                index=index,
+                handle=HANDLE,
+                parent=_PARENT[hook],
+                prio=PRIORITY,
+                protocol=_ALL_PROTOCOLS,
+                fd=self._fds[program],
+                name=f"tidegate_{program}",
+                flags=_DIRECT_ACTION,
+            )

@@ -1,0 +1,136 @@
+"""Who has which address: pods of the cluster, nodes, and this node's own addresses. Pure."""
+
+from collections.abc import Iterable, Mapping
+
+from node_agent.entries import Entries
+from node_agent.policy import PolicyView
+from node_agent.table import Tables
+from tidegate.records import Endpoint, Node
+
+Key = tuple[str, str]
+
+
+class EndpointView:
+    """Endpoint and Node records, and the host's routes, as entries of the `endpoints` map.
+
+    A pod whose new identity has no rules yet keeps the identity that it has in the map; a new pod of this node is
+    closed, a new pod elsewhere is left out (it counts as the world) until its rules stand.
+    """
+
+    def __init__(self, own: str, tables: Tables, entries: Entries, policy: PolicyView) -> None:
+        self._own = own
+        self._tables = tables
+        self._entries = entries
+        self._policy = policy
+        self._endpoints: dict[Key, Endpoint] = {}
+        self._by_address: dict[bytes, Key] = {}
+        self._identity: dict[Key, int] = {}  # by which the pod is judged now
+        self._by_identity: dict[int, set[Key]] = {}  # record's identity → pods
+        self._held: dict[Key, int] = {}  # identity of which this pod of ours has a share in the policy view
+        self._nodes: dict[str, Node] = {}
+        self._devices: dict[bytes, int] = {}
+        self._addresses: frozenset[bytes] = frozenset()
+
+    @property
+    def local(self) -> Iterable[tuple[Key, Endpoint]]:
+        return ((key, endpoint) for key, endpoint in self._endpoints.items() if endpoint.node == self._own)
+
+    def set_endpoint(self, key: Key, record: Endpoint | None) -> None:
+        before = self._endpoints.pop(key, None)
+        if before is not None:
+            self._unindex(key, before, record)
+        if record is None:
+            self._identity.pop(key, None)
+            self._hold(key, None)
+            return
+        self._endpoints[key] = record
+        self._by_identity.setdefault(record.identity, set()).add(key)
+        for address in record.addresses:
+            self._by_address[address] = key
+        if key not in self._identity:
+            self._recall(key, record)
+        self.refresh(key)
+
+    def _unindex(self, key: Key, before: Endpoint, after: Endpoint | None) -> None:
+        members = self._by_identity[before.identity]
+        members.discard(key)
+        if not members:
+            del self._by_identity[before.identity]
+        for address in before.addresses:
+            # Another pod may have got the address already.
+            if self._by_address.get(address) == key and (after is None or address not in after.addresses):
+                del self._by_address[address]
+                self._publish(address)
+
+    def _recall(self, key: Key, record: Endpoint) -> None:
+        """After a restart: the identity that the map gives this pod."""
+        for address in record.addresses:
+            value = self._tables.have("endpoints").get(address)
+            identity = self._entries.pod_identity(value) if value is not None else None
+            if identity is not None:
+                self._identity[key] = identity
+
+    def refresh(self, key: Key) -> None:
+        record = self._endpoints[key]
+        if self._policy.judged(record.identity):
+            self._identity[key] = record.identity
+        self._hold(key, self._identity.get(key) if record.node == self._own else None)
+        for address in record.addresses:
+            self._publish(address)
+
+    def judged(self, identity: int) -> None:
+        """The rules of the identity may stand now."""
+        for key in self._by_identity.get(identity, ()):
+            self.refresh(key)
+
+    def _hold(self, key: Key, identity: int | None) -> None:
+        before = self._held.get(key)
+        if before == identity:
+            return
+        if identity is not None:
+            self._policy.take(identity)
+            self._held[key] = identity
+        else:
+            del self._held[key]
+        if before is not None:
+            self._policy.release(before)
+
+    def set_node(self, name: str, record: Node | None) -> None:
+        before = self._nodes.pop(name, None)
+        if record is not None:
+            self._nodes[name] = record
+        for address in {*(before.addresses if before else ()), *(record.addresses if record else ())}:
+            self._publish(address)
+
+    @property
+    def nodes(self) -> Mapping[str, Node]:
+        return self._nodes
+
+    def set_host(self, devices: Mapping[bytes, int], addresses: frozenset[bytes]) -> None:
+        """The node's host routes (address → ifindex of a pod's device) and own addresses."""
+        changed = {a for a in self._devices.keys() | devices.keys() if self._devices.get(a) != devices.get(a)}
+        changed |= self._addresses ^ addresses
+        self._devices, self._addresses = dict(devices), addresses
+        for address in changed:
+            self._publish(address)
+
+    def _publish(self, address: bytes) -> None:
+        self._tables.want("endpoints", address, self._value(address))
+
+    def _value(self, address: bytes) -> bytes | None:
+        key = self._by_address.get(address)
+        if key is not None:
+            identity = self._identity.get(key)
+            local = self._endpoints[key].node == self._own
+            if identity is None and not local:
+                return None
+            return self._entries.pod(identity, self._devices.get(address, 0) if local else 0)
+        if address in self._addresses or address in self._own_reported():
+            return self._entries.node(own=True)
+        if any(address in node.addresses for name, node in self._nodes.items() if name != self._own):
+            return self._entries.node(own=False)
+        return None
+
+    def _own_reported(self) -> tuple[bytes, ...]:
+        own = self._nodes.get(self._own)
+        return own.addresses if own else ()

@@ -1,0 +1,87 @@
+"""Map entries as bytes: one function a kind of entry. The layouts come from the C types, the meanings from types.h."""
+
+from collections.abc import Mapping
+
+from node_agent.layout import Form
+from node_agent.loader import MapEntry
+from tidegate.records import IDENTITY_NODE, IDENTITY_REMOTE_NODE, Rule
+
+EP_POD, EP_OWN_NODE, EP_REMOTE_NODE, EP_CLOSED = 0x1, 0x2, 0x4, 0x8
+DEVICE_UPLINK = 0x1
+SUBJECT_INGRESS_ISOLATED, SUBJECT_EGRESS_ISOLATED = 0x1, 0x2
+LENGTH_ANY_PROTOCOL = 1 << 31
+
+PRESENT = (1).to_bytes(4, "little")
+
+
+class Entries:
+    def __init__(self, maps: Mapping[str, MapEntry]) -> None:
+        self._keys = {name: Form(entry.key) for name, entry in maps.items() if entry.type == "hash"}
+        self._values = {name: Form(entry.value) for name, entry in maps.items() if entry.type == "hash"}
+
+    def pod(self, identity: int | None, ifindex: int) -> bytes:
+        """Without an identity the pod is closed."""
+        flags = EP_POD | (EP_CLOSED if identity is None else 0)
+        return self._values["endpoints"].pack(identity=identity or 0, ifindex=ifindex, flags=flags)
+
+    def node(self, own: bool) -> bytes:
+        identity, flags = (IDENTITY_NODE, EP_OWN_NODE) if own else (IDENTITY_REMOTE_NODE, EP_REMOTE_NODE)
+        return self._values["endpoints"].pack(identity=identity, flags=flags)
+
+    def pod_identity(self, value: bytes) -> int | None:
+        """The identity in an entry of an open pod, None in any other."""
+        fields = self._values["endpoints"].unpack(value)
+        flags = fields["flags"]
+        return int(fields["identity"]) if flags & EP_POD and not flags & EP_CLOSED else None
+
+    def device(self, index: int) -> tuple[bytes, bytes]:
+        return self._keys["devices"].pack(value=index), self._values["devices"].pack(flags=DEVICE_UPLINK)
+
+    def frontend_key(self, address: bytes, port: int, protocol: int) -> bytes:
+        return self._keys["frontends"].pack(addr=address, port=port, protocol=protocol)
+
+    def frontend(self, service: int) -> bytes:
+        return self._values["frontends"].pack(service=service)
+
+    def service_key(self, service: int) -> bytes:
+        return self._keys["services"].pack(value=service)
+
+    def service(self, count: int) -> bytes:
+        return self._values["services"].pack(count=count)
+
+    def backend_key(self, service: int, slot: int) -> bytes:
+        return self._keys["backends"].pack(service=service, slot=slot)
+
+    def backend_slot(self, key: bytes) -> tuple[int, int]:
+        fields = self._keys["backends"].unpack(key)
+        return int(fields["service"]), int(fields["slot"])
+
+    def backend(self, address: bytes, port: int) -> bytes:
+        return self._values["backends"].pack(addr=address, port=port)
+
+    def backend_address(self, value: bytes) -> tuple[bytes, int]:
+        fields = self._values["backends"].unpack(value)
+        return bytes(fields["addr"]), int(fields["port"])
+
+    def subject_key(self, identity: int) -> bytes:
+        return self._keys["subjects"].pack(value=identity)
+
+    def subject(self, policy: int, isolated: tuple[bool, bool], lengths: tuple[int, int]) -> bytes:
+        """`isolated` and `lengths` for ingress and egress."""
+        flags = SUBJECT_INGRESS_ISOLATED * isolated[0] | SUBJECT_EGRESS_ISOLATED * isolated[1]
+        return self._values["subjects"].pack(
+            policy=policy, flags=flags, ingress_lengths=lengths[0], egress_lengths=lengths[1]
+        )
+
+    def rule(self, policy: int, rule: Rule) -> tuple[bytes, bytes]:
+        key = self._keys["rules"].pack(
+            policy=policy, direction=rule.direction, protocol=rule.protocol, length=rule.prefix, port=rule.port
+        )
+        return key, self._values["rules"].pack(sets=rule.sets, count=len(rule.sets))
+
+    def member_key(self, group: int, identity: int) -> bytes:
+        return self._keys["members"].pack(set=group, member=identity)
+
+
+def length_bit(rule: Rule) -> int:
+    return LENGTH_ANY_PROTOCOL if rule.protocol == 0 else 1 << rule.prefix

@@ -1,0 +1,160 @@
+"""Pinned maps, through libbpf: the agent's only way to the kernel's state. Blocking; run it in the worker thread."""
+
+import ctypes
+import errno
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+
+from node_agent.layout import Form
+from node_agent.loader import MapEntry
+
+BATCH = 4096  # entries to a system call
+
+
+class MapError(OSError):
+    """A map did not take or give what it was asked; the text names map, operation and reason."""
+
+
+class MapFullError(MapError):
+    """There is no room for another entry."""
+
+
+class _BatchOptions(ctypes.Structure):
+    # struct bpf_map_batch_opts
+    _fields_ = (("size", ctypes.c_size_t), ("elem_flags", ctypes.c_uint64), ("flags", ctypes.c_uint64))
+
+
+@cache
+def libbpf() -> ctypes.CDLL:
+    """Raises OSError where there is no libbpf.so.1 (Debian: libbpf1)."""
+    library = ctypes.CDLL("libbpf.so.1", use_errno=True)
+    library.libbpf_set_print(None)
+    library.bpf_map_update_elem.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_uint64)
+    library.bpf_map_lookup_elem.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
+    library.bpf_map_delete_elem.argtypes = (ctypes.c_int, ctypes.c_char_p)
+    return library
+
+
+@cache
+def possible_cpus() -> int:
+    return int(libbpf().libbpf_num_possible_cpus())
+
+
+class Map:
+    """One pinned map. Keys and values are bytes of the sizes that the map has."""
+
+    def __init__(self, name: str, entry: MapEntry) -> None:
+        self.name = name
+        self.max_entries = entry.max_entries
+        self.key = Form(entry.key)
+        self.value = Form(entry.value)
+        self.fd = int(libbpf().bpf_obj_get(os.fsencode(Path(entry.path))))
+        if self.fd < 0:
+            raise MapError(-self.fd, f"map {name}: cannot open its pin {entry.path}: {os.strerror(-self.fd)}")
+        self.per_cpu = entry.type.startswith("percpu")
+        # Values of per-CPU maps are padded to 8 bytes, one for each possible CPU.
+        self._value_room = (-(-entry.value_size // 8) * 8) * possible_cpus() if self.per_cpu else entry.value_size
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+    def lookup(self, key: bytes) -> bytes | None:
+        room = ctypes.create_string_buffer(self._value_room)
+        result = libbpf().bpf_map_lookup_elem(self.fd, key, room)
+        if result == -errno.ENOENT:
+            return None
+        self._check(result, "lookup")
+        return room.raw
+
+    def per_cpu_values(self, key: bytes) -> list[bytes]:
+        """The value of each possible CPU."""
+        raw = self.lookup(key) or b""
+        step = len(raw) // possible_cpus()
+        return [raw[start : start + self.value.size] for start in range(0, len(raw), step)] if raw else []
+
+    def update(self, key: bytes, value: bytes) -> None:
+        self._check(libbpf().bpf_map_update_elem(self.fd, key, value, 0), "update")
+
+    def delete(self, key: bytes) -> bool:
+        """Whether there was such an entry."""
+        result = libbpf().bpf_map_delete_elem(self.fd, key)
+        if result == -errno.ENOENT:
+            return False
+        self._check(result, "delete")
+        return True
+
+    def update_all(self, entries: Sequence[tuple[bytes, bytes]]) -> int:
+        """Writes entries in order, in batches; returns how many were written when the map turned out to be full."""
+        for start in range(0, len(entries), BATCH):
+            part = entries[start : start + BATCH]
+            keys, values = b"".join(key for key, _ in part), b"".join(value for _, value in part)
+            count = ctypes.c_uint32(len(part))
+            options = _BatchOptions(ctypes.sizeof(_BatchOptions), 0, 0)
+            result = libbpf().bpf_map_update_batch(self.fd, keys, values, ctypes.byref(count), ctypes.byref(options))
+            if result in (-errno.E2BIG, -errno.ENOSPC, -errno.ENOMEM):
+                return start + count.value
+            self._check(result, "update")
+        return len(entries)
+
+    def delete_all(self, keys: Sequence[bytes]) -> None:
+        """Entries that are gone already do not matter."""
+        for key in keys:
+            self.delete(key)
+
+    def items(self) -> dict[bytes, bytes]:
+        """All entries. The map must not be written meanwhile, or the kernel may give some of them twice, or not."""
+        found: dict[bytes, bytes] = {}
+        position = ctypes.create_string_buffer(max(self.key.size, 4))
+        first = True
+        keys = ctypes.create_string_buffer(self.key.size * BATCH)
+        values = ctypes.create_string_buffer(self._value_room * BATCH)
+        while True:
+            count = ctypes.c_uint32(BATCH)
+            options = _BatchOptions(ctypes.sizeof(_BatchOptions), 0, 0)
+            result = libbpf().bpf_map_lookup_batch(
+                self.fd,
+                None if first else position,
+                position,
+                keys,
+                values,
+                ctypes.byref(count),
+                ctypes.byref(options),
+            )
+            if result < 0 and result != -errno.ENOENT:
+                self._check(result, "lookup")
+            for index in range(count.value):
+                key = keys.raw[index * self.key.size : (index + 1) * self.key.size]
+                found[key] = values.raw[index * self._value_room : (index + 1) * self._value_room]
+            if result == -errno.ENOENT or not count.value:
+                return found
+            first = False
+
+    def _check(self, result: int, what: str) -> None:
+        if result >= 0:
+            return
+        number = -result
+        if number in (errno.E2BIG, errno.ENOSPC):
+            raise MapFullError(number, f"map {self.name}: full, it holds {self.max_entries} entries")
+        raise MapError(number, f"map {self.name}: {what}: {os.strerror(number)}")
+
+
+class Maps(Mapping[str, Map]):
+    """All maps of a manifest but the ring buffers."""
+
+    def __init__(self, entries: Mapping[str, MapEntry]) -> None:
+        self._maps = {name: Map(name, entry) for name, entry in entries.items() if entry.type != "ringbuf"}
+
+    def __getitem__(self, name: str) -> Map:
+        return self._maps[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._maps)
+
+    def __len__(self) -> int:
+        return len(self._maps)
+
+    def close(self) -> None:
+        for opened in self._maps.values():
+            opened.close()

@@ -1,0 +1,107 @@
+"""What the node's network looks like: devices, the pods' host routes, addresses. Read once, then followed."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from pyroute2 import AsyncIPRoute
+
+from tidegate.records.addresses import pack_address
+
+RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE = 0x1, 0x10, 0x40
+RTMGRP_IPV6_IFADDR, RTMGRP_IPV6_ROUTE = 0x100, 0x400
+GROUPS = RTMGRP_LINK | RTMGRP_IPV4_IFADDR | RTMGRP_IPV4_ROUTE | RTMGRP_IPV6_IFADDR | RTMGRP_IPV6_ROUTE
+
+RT_TABLE_MAIN = 254
+RTN_UNICAST = 1
+FULL = {2: 32, 10: 128}  # AF_INET, AF_INET6 → length of a host route
+
+
+@dataclass
+class Host:
+    """`pods`: address → ifindex of the device that a host route leads to. `addresses`: the node's own."""
+
+    devices: dict[int, str] = field(default_factory=dict)
+    pods: dict[bytes, int] = field(default_factory=dict)
+    addresses: set[bytes] = field(default_factory=set)
+
+
+class HostWatch:
+    """Keeps a Host up to date and calls `changed` after each change that matters."""
+
+    def __init__(self, changed: Callable[[], None]) -> None:
+        self.host = Host()
+        self._changed = changed
+
+    async def run(self, ready: Callable[[], None]) -> None:
+        """Never returns. `ready` is called when all that is there has been read."""
+        async with AsyncIPRoute() as events:
+            # Subscribed before the dump: what changes meanwhile comes again as an event.
+            await events.bind(groups=GROUPS)
+            await self._dump()
+            ready()
+            while True:
+                async for message in events.get():
+                    if self._apply(message):
+                        self._changed()
+
+    async def _dump(self) -> None:
+        async with AsyncIPRoute() as route:
+            async for message in await route.get_links():
+                self._apply(message)
+            async for message in await route.get_addr():
+                self._apply(message)
+            for family in FULL:
+                async for message in await route.get_routes(family=family, table=RT_TABLE_MAIN):
+                    self._apply(message)
+
+    def _apply(self, message: Any) -> bool:
+        kind = message.get("event")
+        if kind in ("RTM_NEWLINK", "RTM_DELLINK"):
+            return self._link(message, kind == "RTM_NEWLINK")
+        if kind in ("RTM_NEWROUTE", "RTM_DELROUTE"):
+            return self._route(message, kind == "RTM_NEWROUTE")
+        if kind in ("RTM_NEWADDR", "RTM_DELADDR"):
+            return self._address(message, kind == "RTM_NEWADDR")
+        return False
+
+    def _link(self, message: Any, new: bool) -> bool:
+        index = message["index"]
+        if new:
+            name = message.get_attr("IFLA_IFNAME")
+            if self.host.devices.get(index) == name:
+                return False
+            self.host.devices[index] = name
+            return True
+        # The kernel takes the routes of a device away without telling.
+        self.host.pods = {address: device for address, device in self.host.pods.items() if device != index}
+        return self.host.devices.pop(index, None) is not None
+
+    def _route(self, message: Any, new: bool) -> bool:
+        if message["dst_len"] != FULL.get(message["family"]) or message["type"] != RTN_UNICAST:
+            return False
+        if (message.get_attr("RTA_TABLE") or message["table"]) != RT_TABLE_MAIN or message.get_attr("RTA_GATEWAY"):
+            return False
+        device, text = message.get_attr("RTA_OIF"), message.get_attr("RTA_DST")
+        if device is None or text is None:
+            return False
+        address = pack_address(text)
+        if new:
+            if self.host.pods.get(address) == device:
+                return False
+            self.host.pods[address] = device
+            return True
+        return self.host.pods.get(address) == device and self.host.pods.pop(address) is not None
+
+    def _address(self, message: Any, new: bool) -> bool:
+        text = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
+        if text is None:
+            return False
+        address = pack_address(text)
+        if new == (address in self.host.addresses):
+            return False
+        if new:
+            self.host.addresses.add(address)
+        else:
+            self.host.addresses.discard(address)
+        return True

@@ -1,0 +1,152 @@
+"""Subjects, rules and members of the identities that have pods on this node. Pure."""
+
+from collections import Counter
+from collections.abc import Iterable
+
+from node_agent.entries import PRESENT, Entries, length_bit
+from node_agent.table import Tables
+from tidegate.records import ANY_SET, PeerShard, Rules, Subject
+
+
+class PolicyView:
+    """What policy-sync says, and the part of it that this node needs.
+
+    Records come in through `set_…`; `take` and `release` say which identities have pods here; `settle` brings the tables
+    up to date. A subject whose rules are not known keeps what it has.
+    """
+
+    def __init__(self, tables: Tables, entries: Entries) -> None:
+        self._tables = tables
+        self._entries = entries
+        self._subjects: dict[int, int] = {}
+        self._rules: dict[int, Rules] = {}
+        self._shards: dict[int, dict[int, frozenset[int]]] = {}
+        self._local: Counter[int] = Counter()  # identity → pods here
+        self._programmed: dict[int, int] = {}  # identity → policy whose entries it needs
+        self._policy_users: Counter[int] = Counter()
+        self._policy_rules: dict[int, Rules] = {}  # as programmed
+        self._set_users: Counter[int] = Counter()
+        self._dirty: set[int] = set()  # identities
+
+    def judged(self, identity: int) -> bool:
+        """Whether the identity's rules are known: only then may packets be judged by it."""
+        return self._subjects.get(identity) in self._rules
+
+    @property
+    def subjects(self) -> Iterable[int]:
+        return self._programmed
+
+    def set_subject(self, identity: int, record: Subject | None) -> None:
+        if record is None:
+            self._subjects.pop(identity, None)
+        else:
+            self._subjects[identity] = record.policy
+        self._dirty.add(identity)
+
+    def set_rules(self, policy: int, record: Rules | None) -> list[int]:
+        """Returns the identities that the record concerns."""
+        if record is None:
+            self._rules.pop(policy, None)
+            return []
+        self._rules[policy] = record
+        concerned = [identity for identity, number in self._subjects.items() if number == policy]
+        self._dirty.update(concerned)
+        return concerned
+
+    def set_shard(self, group: int, shard: int, record: PeerShard | None) -> None:
+        shards = self._shards.setdefault(group, {})
+        before = shards.pop(shard, frozenset())
+        after = frozenset(record.members) if record else frozenset()
+        if after:
+            shards[shard] = after
+        if not shards:
+            del self._shards[group]
+        if group not in self._set_users:
+            return
+        for member in after - before:
+            self._member(group, member, True)
+        for member in before - after:
+            # While a set is spread anew, a member may stand in two shards.
+            if not any(member in other for other in shards.values()):
+                self._member(group, member, False)
+
+    def take(self, identity: int) -> None:
+        self._local[identity] += 1
+        self._dirty.add(identity)
+
+    def release(self, identity: int) -> None:
+        self._local[identity] -= 1
+        self._dirty.add(identity)
+
+    def settle(self) -> None:
+        """Brings the tables up to date with all that was said since the last time."""
+        dirty, self._dirty = self._dirty, set()
+        for identity in dirty:
+            if not self._local[identity]:
+                del self._local[identity]
+                self._drop(identity)
+            elif self.judged(identity):
+                self._program(identity, self._subjects[identity])
+
+    def _program(self, identity: int, policy: int) -> None:
+        before = self._programmed.get(identity)
+        if before != policy:
+            self._take_policy(policy)
+            self._programmed[identity] = policy
+        rules = self._policy_rules[policy]
+        lengths = [0, 0]
+        for rule in rules.rules:
+            lengths[rule.direction] |= length_bit(rule)
+        value = self._entries.subject(policy, (rules.ingress_isolated, rules.egress_isolated), (lengths[0], lengths[1]))
+        self._tables.want("subjects", self._entries.subject_key(identity), value)
+        if before is not None and before != policy:
+            self._release_policy(before)
+
+    def _drop(self, identity: int) -> None:
+        policy = self._programmed.pop(identity, None)
+        if policy is not None:
+            self._tables.want("subjects", self._entries.subject_key(identity), None)
+            self._release_policy(policy)
+
+    def _take_policy(self, policy: int) -> None:
+        self._policy_users[policy] += 1
+        if self._policy_users[policy] > 1:
+            return
+        rules = self._policy_rules[policy] = self._rules[policy]
+        for rule in rules.rules:
+            key, value = self._entries.rule(policy, rule)
+            self._tables.want("rules", key, value)
+            for group in rule.sets:
+                self._take_set(group)
+
+    def _release_policy(self, policy: int) -> None:
+        self._policy_users[policy] -= 1
+        if self._policy_users[policy]:
+            return
+        del self._policy_users[policy]
+        for rule in self._policy_rules.pop(policy).rules:
+            self._tables.want("rules", self._entries.rule(policy, rule)[0], None)
+            for group in rule.sets:
+                self._release_set(group)
+
+    def _take_set(self, group: int) -> None:
+        if group == ANY_SET:
+            return
+        self._set_users[group] += 1
+        if self._set_users[group] == 1:
+            for shard in self._shards.get(group, {}).values():
+                for member in shard:
+                    self._member(group, member, True)
+
+    def _release_set(self, group: int) -> None:
+        if group == ANY_SET:
+            return
+        self._set_users[group] -= 1
+        if not self._set_users[group]:
+            del self._set_users[group]
+            for shard in self._shards.get(group, {}).values():
+                for member in shard:
+                    self._member(group, member, False)
+
+    def _member(self, group: int, member: int, present: bool) -> None:
+        self._tables.want("members", self._entries.member_key(group, member), PRESENT if present else None)

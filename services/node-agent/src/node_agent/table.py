@@ -1,0 +1,82 @@
+"""What the agent's maps should hold, what they do hold, and the way from one to the other. Pure."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+# Adds go in this order and removals in the reverse one, all removals after all adds: at no moment does an entry that is
+# looked up first lead to one that is not there.
+ORDER = ("members", "rules", "backends", "services", "frontends", "subjects", "devices", "endpoints")
+
+# Changes in these may change verdicts: connections are judged anew after them.
+POLICY = frozenset({"members", "rules", "subjects", "endpoints"})
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Entries of one map to write, or keys to remove. Never both."""
+
+    map: str
+    puts: tuple[tuple[bytes, bytes], ...] = ()
+    deletes: tuple[bytes, ...] = ()
+
+
+class Tables:
+    """`want` says what should be; `plan` gives the steps; `done` says that a step was carried out."""
+
+    def __init__(self, have: Mapping[str, Mapping[bytes, bytes]]) -> None:
+        """`have`: map → entries, as read from the kernel."""
+        self._have: dict[str, dict[bytes, bytes]] = {name: dict(have.get(name, {})) for name in ORDER}
+        self._want: dict[str, dict[bytes, bytes]] = {name: {} for name in ORDER}
+        self._dirty: dict[str, set[bytes]] = {name: set() for name in ORDER}
+
+    def have(self, name: str) -> Mapping[bytes, bytes]:
+        return self._have[name]
+
+    def wanted(self, name: str) -> Mapping[bytes, bytes]:
+        return self._want[name]
+
+    def want(self, name: str, key: bytes, value: bytes | None) -> None:
+        """Under `key` there is to be `value`, or nothing (None)."""
+        if value is None:
+            self._want[name].pop(key, None)
+        else:
+            self._want[name][key] = value
+        if self._have[name].get(key) == value:
+            self._dirty[name].discard(key)
+        else:
+            self._dirty[name].add(key)
+
+    def adopt(self) -> None:
+        """From now on everything that nobody wants is to go: called once all that is known has been wanted."""
+        for name in ORDER:
+            self._dirty[name] |= {key for key in self._have[name] if key not in self._want[name]}
+
+    @property
+    def pending(self) -> int:
+        return sum(map(len, self._dirty.values()))
+
+    def plan(self) -> list[Step]:
+        """Steps from have to want, in the order in which they are to be done."""
+        steps = []
+        for name in ORDER:
+            want = self._want[name]
+            puts = tuple((key, want[key]) for key in sorted(self._dirty[name]) if key in want)
+            if puts:
+                steps.append(Step(name, puts=puts))
+        for name in reversed(ORDER):
+            deletes = tuple(key for key in sorted(self._dirty[name]) if key not in self._want[name])
+            if deletes:
+                steps.append(Step(name, deletes=deletes))
+        return steps
+
+    def done(self, name: str, puts: Iterable[tuple[bytes, bytes]] = (), deletes: Iterable[bytes] = ()) -> None:
+        """The kernel holds this now. What has been wanted otherwise meanwhile stays due."""
+        have, want, dirty = self._have[name], self._want[name], self._dirty[name]
+        for key, value in puts:
+            have[key] = value
+            if want.get(key) == value:
+                dirty.discard(key)
+        for key in deletes:
+            have.pop(key, None)
+            if key not in want:
+                dirty.discard(key)
