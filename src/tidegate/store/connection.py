@@ -38,10 +38,10 @@ OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
     # A peer that vanished without a word is noticed after 10 + 5 s. etcd allows a ping each 5 s
-    # (--grpc-keepalive-min-time), also on an idle connection (watches count as streams).
+    # (--grpc-keepalive-min-time), but only while there is a stream: it cuts idle connections that ping.
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 5_000),
-    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.keepalive_permit_without_calls", 0),
     ("grpc.http2.max_pings_without_data", 0),
     # Retries and reconnects are decided here: gRPC's own would hide that the peer is another one.
     ("grpc.enable_retries", 0),
@@ -175,6 +175,7 @@ class Connection:
         self._link: Link | None = None
         self._opening = asyncio.Lock()
         self._closed = False
+        self.newest = 0  # the highest revision that a transaction was answered with
 
     def __str__(self) -> str:
         return ", ".join(map(str, self._endpoints))

@@ -211,6 +211,7 @@ class EtcdStore:
                         answer = await link.kv.txn(compare, success, failure, timeout=DEADLINE)
             revision = int(answer.header.revision) if answer.succeeded else _refused(answer, fence, guard)
             result = "applied"
+            self._connection.newest = max(self._connection.newest, revision)
             return revision
         except FencedError:
             result = "fenced"

@@ -7,8 +7,9 @@ import grpc
 from etcd3aio._protobuf import LeaseKeepAliveRequest
 
 from tidegate.runtime.logging import get_logger
-from tidegate.store.connection import Connection
+from tidegate.store.connection import DEADLINE, Connection
 from tidegate.store.protocol import Fence, StoreError, UnavailableError
+from tidegate.store.watch import encode_key
 
 REVOKE_DEADLINE = 1.0  # seconds: the lease runs out anyway
 
@@ -40,13 +41,14 @@ class EtcdTerm:
                 pause = self._ttl / 20
                 continue
             if ttl <= 0:
-                return "etcd does not know the lease any more"
+                return "etcd does not know the lease any more, or was restored from an older copy"
             # Counted from before the request: the server's clock started after that.
             self._deadline = sent + ttl
             pause = self._ttl / 3
 
     async def _keep_alive(self) -> float:
-        """Seconds that the lease lives on, 0 where there is none. Raises UnavailableError."""
+        """Seconds that the lease lives on, 0 where there is none or the term is void. Raises UnavailableError."""
+        newest = self._connection.newest
         async with self._connection.link() as link:
             call = link.keep_alive(timeout=self._ttl / 3)
             try:
@@ -54,9 +56,16 @@ class EtcdTerm:
                 response = await call.read()
                 if response is grpc.aio.EOF:
                     raise UnavailableError(f"etcd at {link.endpoint} ended the stream of the lease")
-                return float(response.TTL)
             finally:
                 call.cancel()
+            # An older copy may know the lease, too. A member that lags behind is no sign of that: asked through the
+            # leader of the cluster (a linearizable read), it is not behind what a transaction was answered with.
+            if response.header.revision < newest:
+                page = await link.kv.get(encode_key(self.fence.key), timeout=DEADLINE)
+                created = page.kvs[0].create_revision if page.kvs else 0
+                if page.header.revision < newest or created != self.fence.create_revision:
+                    return 0.0
+            return float(response.TTL)
 
     async def resign(self) -> None:
         await revoke(self._connection, self._lease)

@@ -5,6 +5,7 @@ import os
 import shutil
 import socket
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from signal import SIGCONT, SIGKILL, SIGTERM, Signals
 
@@ -27,8 +28,10 @@ def free_port() -> int:
 class EtcdProcess:
     """One etcd in `directory` (data, log, socket). Data is not synced to disk: it holds nothing that matters."""
 
-    def __init__(self, directory: Path, port: int | None = None) -> None:
+    def __init__(self, directory: Path, port: int | None = None, options: Sequence[str] = ()) -> None:
+        """`options` are further flags of etcd, which may also repeat (and so override) those set here."""
         self.directory = directory
+        self._options = options
         self.port = port or free_port()
         self._peer = free_port()
         self._process: subprocess.Popen[bytes] | None = None
@@ -68,6 +71,7 @@ class EtcdProcess:
             f"--initial-cluster=private={peer}",
             "--unsafe-no-fsync",
             "--log-level=error",
+            *self._options,
         ]
 
     async def start(self) -> None:
@@ -118,6 +122,11 @@ class EtcdProcess:
                 self._process.kill()
                 self._process.wait()
         self._process = None
+
+    async def restart(self) -> None:
+        """kill -9, and start on the same data."""
+        self.kill()
+        await self.start()
 
     def wipe(self) -> None:
         """Removes all data of an etcd that is not running."""
