@@ -49,7 +49,7 @@ async def test_following_gives_whole_revisions_in_order(store: Store, prefix: st
         first = await following(changes)
         assert isinstance(first, Snapshot)
         assert dict(first.values) == {f"{prefix}a": b"0"}
-        written = [
+        written: list[list[Put | Delete]] = [
             [Put(f"{prefix}a", b"1"), Put(f"{prefix}b", b"1")],
             [Delete(f"{prefix}a"), Put(f"{prefix}c", b"")],
             [Put(f"{prefix}a", b"2")],

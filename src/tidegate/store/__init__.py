@@ -13,6 +13,7 @@ from tidegate.store.protocol import (
     StoreError,
     Term,
     UnavailableError,
+    value_of,
 )
 
 __all__ = [
@@ -28,4 +29,5 @@ __all__ = [
     "StoreError",
     "Term",
     "UnavailableError",
+    "value_of",
 ]

@@ -62,6 +62,16 @@ class Batch:
     operations: Sequence[Operation]
 
 
+def value_of(change: Snapshot | Batch, key: str) -> bytes | None:
+    """What lies under `key` after the change, for one who follows that key alone; None: nothing."""
+    if isinstance(change, Snapshot):
+        return change.values.get(key)
+    for operation in reversed(change.operations):
+        if operation.key == key:
+            return operation.value if isinstance(operation, Put) else None
+    return None
+
+
 class StoreError(Exception):
     """The store did not do it. The text says what, where, and what to do."""
 
