@@ -11,14 +11,15 @@ from tidegate.records import ANY_SET, PeerShard, Rules, Subject
 class PolicyView:
     """What policy-sync says, and the part of it that this node needs.
 
-    Records come in through `set_…`; `take` and `release` say which identities have pods here; `settle` brings the tables
-    up to date. A subject whose rules are not known keeps what it has.
+    Records come in through `set_…`; `take` and `release` say which identities have pods here; `settle` brings the
+    tables up to date. A subject whose rules are not known keeps what it has.
     """
 
     def __init__(self, tables: Tables, entries: Entries) -> None:
         self._tables = tables
         self._entries = entries
         self._subjects: dict[int, int] = {}
+        self._identities: dict[int, set[int]] = {}  # policy → subjects that it is for
         self._rules: dict[int, Rules] = {}
         self._shards: dict[int, dict[int, frozenset[int]]] = {}
         self._local: Counter[int] = Counter()  # identity → pods here
@@ -37,19 +38,23 @@ class PolicyView:
         return self._programmed
 
     def set_subject(self, identity: int, record: Subject | None) -> None:
-        if record is None:
-            self._subjects.pop(identity, None)
-        else:
+        before = self._subjects.pop(identity, None)
+        if before is not None:
+            self._identities[before].discard(identity)
+            if not self._identities[before]:
+                del self._identities[before]
+        if record is not None:
             self._subjects[identity] = record.policy
+            self._identities.setdefault(record.policy, set()).add(identity)
         self._dirty.add(identity)
 
-    def set_rules(self, policy: int, record: Rules | None) -> list[int]:
+    def set_rules(self, policy: int, record: Rules | None) -> set[int]:
         """Returns the identities that the record concerns."""
         if record is None:
             self._rules.pop(policy, None)
-            return []
+            return set()
         self._rules[policy] = record
-        concerned = [identity for identity, number in self._subjects.items() if number == policy]
+        concerned = self._identities.get(policy, set())
         self._dirty.update(concerned)
         return concerned
 

@@ -1,0 +1,97 @@
+"""node-agent: copies what etcd says into the eBPF maps of this node's kernel. Reads etcd, writes nothing but the kernel."""
+
+import importlib.metadata
+import socket
+from pathlib import Path
+
+import click
+
+from node_agent import nft
+from node_agent.agent import Agent, LoadError, NodeSettings, run_loader, write_whereabouts
+from node_agent.machine import check
+from node_agent.monitor import Monitor
+from node_agent.status import KernelCollector, routes
+from tidegate.records import Keyspace
+from tidegate.runtime.errors import SettingsError
+from tidegate.runtime.http import Health, serve
+from tidegate.runtime.lifecycle import Stop, run
+from tidegate.runtime.metrics import REGISTRY
+from tidegate.runtime.settings import CONTEXT_SETTINGS, CommonSettings, common_options
+from tidegate.store.etcd import EtcdStore
+
+FORWARDING = Path("/proc/sys/net/ipv4/ip_forward")
+
+_DIRECTORY = click.Path(path_type=Path, file_okay=False)
+
+
+@click.command(context_settings=CONTEXT_SETTINGS)
+@common_options
+@click.option("--node", default=socket.gethostname, show_default="the host's name", help="Name of this Node.")
+@click.option("--bpffs", type=_DIRECTORY, default=None, help="Directory for pins. [default: /sys/fs/bpf/tidegate/NODE]")
+@click.option("--state", type=_DIRECTORY, default=None, help="Manifest and socket. [default: /run/tidegate/NODE]")
+@click.option("--cgroup", type=_DIRECTORY, default=Path("/sys/fs/cgroup"), help="cgroup v2 directory of the pods.")
+@click.option(
+    "--uplink", multiple=True, default=["eth0"], help="Device to other nodes and the outside; may be repeated."
+)
+@click.option("--pod-interfaces", default="veth*", help="Names of the host-side devices of pods.")
+@click.option("--attach", type=click.Choice(["auto", "tcx", "clsact"]), default="auto", help="Hooks for programs.")
+@click.option("--map-size", multiple=True, metavar="MAP=N", help="Entries of a map; may be repeated.")
+def main(
+    common: CommonSettings,
+    node: str,
+    bpffs: Path | None,
+    state: Path | None,
+    cgroup: Path,
+    uplink: tuple[str, ...],
+    pod_interfaces: str,
+    attach: str,
+    map_size: tuple[str, ...],
+) -> None:
+    """Programs the node's kernel from etcd. Stopping it, or killing it, leaves traffic as it is."""
+    settings = NodeSettings(
+        node=node,
+        bpffs=bpffs or Path("/sys/fs/bpf/tidegate") / node,
+        state=state or Path("/run/tidegate") / node,
+        cgroup=cgroup,
+        uplinks=uplink,
+        pod_interfaces=pod_interfaces,
+        attach=attach,
+        sizes=map_size,
+    )
+
+    async def work(_: Stop) -> None:
+        await serve_node(common, settings)
+
+    run(work, common, "node-agent")
+
+
+async def serve_node(common: CommonSettings, settings: NodeSettings) -> None:
+    """Never returns. Raises SettingsError for what this machine lacks."""
+    check(settings.bpffs, settings.cgroup)
+    write_whereabouts(settings, common.cluster, common.etcd, importlib.metadata.version("tidegate"))
+    try:
+        # First of all: from here on nothing is forwarded that our programs have not seen.
+        await nft.install(settings.pod_interfaces)
+        FORWARDING.write_text("1\n")
+        manifest = await run_loader(settings)
+    except (nft.GuardError, LoadError, OSError) as error:
+        raise SettingsError(str(error)) from error
+    health = Health("programs", "snapshot")
+    store = EtcdStore(common)
+    agent = Agent(settings, store, Keyspace(common.cluster), manifest, health)
+    try:
+        await agent.open()
+        monitor = Monitor(manifest, settings.node, agent.monitor)
+        agent.monitor(0)
+        REGISTRY.register(KernelCollector(agent))
+        socket_path = common.http_socket or settings.state / "agent.sock"
+        extra = routes(agent, monitor, health, settings.node)
+        async with serve(health, listen=common.listen, unix_socket=socket_path, routes=extra):
+            await agent.run()
+    finally:
+        await agent.close()
+        await store.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,296 @@
+"""The agent: what is read from etcd and from the host goes into the maps of this node's kernel."""
+
+import asyncio
+import json
+import os
+import struct
+import sys
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from node_agent.attach import Attachments, Devices
+from node_agent.entries import Entries
+from node_agent.loader import Manifest, read_manifest
+from node_agent.maps import MapFullError, Maps
+from node_agent.netlink import HostWatch
+from node_agent.routes import Routes, wanted
+from node_agent.table import ORDER, POLICY, Step, Tables
+from node_agent.view import View
+from tidegate.records import Keyspace
+from tidegate.runtime import metrics
+from tidegate.runtime.http import Health
+from tidegate.runtime.logging import get_logger
+from tidegate.runtime.retry import Backoff
+from tidegate.store import Snapshot, Store
+
+T = TypeVar("T")
+
+SETTING_GENERATION, SETTING_MONITOR = 0, 1
+CHECK = 5.0  # seconds between looks at whether our programs are still where they belong
+
+WRITES = metrics.counter("map_writes", "Entries written to or removed from maps.", ("map",))
+APPLY = metrics.histogram("apply", "From a change, as received, to the last of its entries in the maps.")
+EVENTS = metrics.counter("store_events", "Changes of the store received.")
+
+log = get_logger()
+
+
+class LoadError(Exception):
+    """The eBPF programs could not be loaded; the text is the loader's."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSettings:
+    node: str
+    bpffs: Path
+    state: Path
+    cgroup: Path
+    uplinks: tuple[str, ...]
+    pod_interfaces: str
+    attach: str
+    sizes: tuple[str, ...]
+
+
+async def run_loader(settings: NodeSettings) -> Manifest:
+    """Runs the loader, a process of its own that ends. Raises LoadError."""
+    sizes = [part for size in settings.sizes for part in ("--size", size)]
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "node_agent.loader",
+        f"--bpffs={settings.bpffs}",
+        f"--state={settings.state}",
+        *sizes,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    output, trouble = await process.communicate()
+    if process.returncode:
+        raise LoadError(trouble.decode(errors="replace").strip() or f"the loader ended with {process.returncode}")
+    log.info("programs loaded", digest=output.decode().strip())
+    manifest = read_manifest(settings.state)
+    if manifest is None:
+        raise LoadError(f"the loader left no manifest in {settings.state}")
+    return manifest
+
+
+class Agent:
+    """Everything between start and stop. `open` first (blocking parts in the worker thread), then `run`."""
+
+    def __init__(
+        self, settings: NodeSettings, store: Store, keys: Keyspace, manifest: Manifest, health: Health
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._keys = keys
+        self.manifest = manifest
+        self._health = health
+        self._worker = ThreadPoolExecutor(1, "bpf")
+        self._changed = asyncio.Event()
+        self._since: float | None = None
+        self._host_ready = asyncio.Event()
+        self._watch = HostWatch(self.changed)
+        self._routes = Routes()
+        self._full: dict[str, str] = {}
+        self._devices = Devices(settings.pod_interfaces, settings.uplinks)
+        self._refused: dict[int, str] = {}
+        self.written = 0
+        self.maps: Maps
+        self.tables: Tables
+        self.view: View
+        self.attachments: Attachments
+
+    async def open(self) -> None:
+        """Opens maps and programs, and reads what the maps hold. Raises OSError."""
+        await self.in_worker(self._open)
+        self.view = View(self._settings.node, self._keys, self.tables, Entries(self.manifest.maps))
+
+    def _open(self) -> None:
+        self.maps = Maps(self.manifest.maps)
+        self.tables = Tables({name: self.maps[name].items() for name in ORDER})
+        settings = self._settings
+        self.attachments = Attachments(self.manifest, settings.bpffs, settings.cgroup, settings.attach)
+        self.attachments.attach_cgroup()
+
+    async def close(self) -> None:
+        """Leaves everything in the kernel as it is: traffic goes on without the agent."""
+        await self.in_worker(self.maps.close)
+        self.attachments.close()
+        self._worker.shutdown()
+
+    async def in_worker(self, call: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._worker, call)
+
+    def changed(self) -> None:
+        if self._since is None:
+            self._since = time.monotonic()
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Never returns."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._watch.run(self._host_ready.set))
+            group.create_task(self._apply())
+            group.create_task(self._follow())
+            group.create_task(self._check())
+
+    async def _follow(self) -> None:
+        await self._host_ready.wait()
+        async with aclosing(self._store.follow(self._keys.prefix)) as changes:
+            async for change in changes:
+                EVENTS.inc()
+                if isinstance(change, Snapshot):
+                    self.view.snapshot(change.values)
+                else:
+                    self.view.batch(change.operations)
+                if self.view.missing:
+                    reason = f"not complete in etcd yet: {', '.join(self.view.missing)}"
+                    self._health.not_ready("snapshot", reason)
+                self.changed()
+
+    async def _check(self) -> None:
+        """Somebody may have taken our programs away, or a route: look again now and then."""
+        while True:
+            await asyncio.sleep(CHECK)
+            if self.attachments.tcx:  # links tell cheaply what they hold; filters do not
+                self.attachments.devices.clear()
+            await self.in_worker(self.attachments.attach_cgroup)
+            self.changed()
+
+    async def _apply(self) -> None:
+        await self._host_ready.wait()
+        first = True
+        backoff = Backoff()
+        while True:
+            self._changed.clear()
+            since, self._since = self._since, None
+            await self._attach_devices()
+            if first:
+                pruned = await self.in_worker(lambda: self.attachments.finish(self._watch.host.devices))
+                log.info("programs attached", tcx=self.attachments.tcx, removed_versions=pruned)
+                first = False
+            if self.view.loaded:
+                await self._write()
+                if since is not None:
+                    APPLY.observe(time.monotonic() - since)
+                self._health.ready("snapshot")
+            if self._full:
+                # There may be room again after a while; what is not there yet stays wanted.
+                await asyncio.sleep(backoff.next())
+            else:
+                backoff.reset()
+                await self._changed.wait()
+
+    async def _attach_devices(self) -> None:
+        """Programs on every pod device and uplink, also on those of pods that nobody has told us about yet."""
+        devices = dict(self._watch.host.devices)
+        for index in [index for index in self.attachments.devices if index not in devices]:
+            self.attachments.forget_device(index)
+        uplinks = []
+        for index, name in devices.items():
+            programs = self._devices.programs(name)
+            if programs is None:
+                continue
+            if name in self._settings.uplinks:
+                uplinks.append(index)
+            if self.attachments.devices.get(index) != name:
+                await self._attach_device(index, name, programs)
+        self._refused = {index: reason for index, reason in self._refused.items() if index in devices}
+        missing = set(self._settings.uplinks) - set(devices.values())
+        if missing or self._refused:
+            reasons = [*(f"no device {name}" for name in sorted(missing)), *self._refused.values()]
+            self._health.not_ready("programs", "; ".join(reasons))
+        else:
+            self._health.ready("programs")
+        self._want_host(uplinks)
+
+    async def _attach_device(self, index: int, name: str, programs: Mapping[str, str]) -> None:
+        try:
+            await self.in_worker(lambda: self.attachments.attach_device(index, name, programs))
+        except OSError as error:
+            if index in self._watch.host.devices:
+                self._refused[index] = f"device {name}: {error}"
+                log.warning("cannot attach; trying again", device=name, reason=str(error))
+            return
+        self._refused.pop(index, None)
+
+    def _want_host(self, uplinks: list[int]) -> None:
+        host = self._watch.host
+        pods = {a: i for a, i in host.pods.items() if self._devices.programs(host.devices.get(i, "")) is not None}
+        pods = {a: i for a, i in pods.items() if i not in uplinks}
+        self.view.endpoints.set_host(pods, frozenset(host.addresses))
+        entries = Entries(self.manifest.maps)
+        present = dict(entries.device(index) for index in uplinks)
+        for key in self.tables.wanted("devices").keys() - present.keys():
+            self.tables.want("devices", key, None)
+        for key, value in present.items():
+            self.tables.want("devices", key, value)
+
+    async def _write(self) -> None:
+        steps = self.tables.plan()
+        self._full = {}
+        for index, step in enumerate(steps):
+            try:
+                await self.in_worker(lambda step=step: self._step(step))  # type: ignore[misc]
+            except MapFullError as error:
+                # What depends on this entry must not follow; the rest of the plan is tried again later.
+                self._full[step.map] = str(error)
+                log.warning("map full", map=step.map, left=len(steps) - index, reason=str(error))
+                break
+            self.tables.done(step.map, step.puts, step.deletes)
+            count = len(step.puts) + len(step.deletes)
+            self.written += count
+            WRITES.labels(step.map).inc(count)
+        if any(step.map in POLICY for step in steps):
+            await self.in_worker(self._raise_generation)
+        await self._routes.apply(wanted(self.view.endpoints.nodes, self._settings.node))
+
+    def _step(self, step: Step) -> None:
+        opened = self.maps[step.map]
+        if step.deletes:
+            opened.delete_all(step.deletes)
+        else:
+            written = opened.update_all(step.puts)
+            if written < len(step.puts):
+                raise MapFullError(28, f"map {step.map}: full, it holds {opened.max_entries} entries")
+
+    def _raise_generation(self) -> None:
+        key = struct.pack("=I", SETTING_GENERATION)
+        before = struct.unpack("=Q", self.maps["settings"].lookup(key) or bytes(8))[0]
+        # Generations are compared as u32 in connections; 0 never comes up.
+        self.maps["settings"].update(key, struct.pack("=Q", before % 0xFFFFFFFF + 1))
+
+    def monitor(self, bits: int) -> None:
+        """Which events the programs shall send (monitor.MONITOR_*)."""
+        self.maps["settings"].update(struct.pack("=I", SETTING_MONITOR), struct.pack("=Q", bits))
+
+    @property
+    def full(self) -> dict[str, str]:
+        """Map → why what is wanted there is not there."""
+        return self._full
+
+    @property
+    def route_problems(self) -> dict[str, str]:
+        return self._routes.problems
+
+
+def write_whereabouts(settings: NodeSettings, cluster: str, etcd: tuple[str, ...], version: str) -> None:
+    """`agent.json`: where the command finds what belongs to this node."""
+    settings.state.mkdir(parents=True, exist_ok=True)
+    about = {
+        "node": settings.node,
+        "cluster": cluster,
+        "etcd": list(etcd),
+        "bpffs": str(settings.bpffs),
+        "cgroup": str(settings.cgroup),
+        "pid": os.getpid(),
+        "version": version,
+    }
+    beside = settings.state / ".agent.json"
+    beside.write_text(json.dumps(about, indent=1) + "\n")
+    beside.replace(settings.state / "agent.json")

@@ -1,0 +1,61 @@
+"""The guard: forwarded pod traffic that no program of ours has judged is dropped, IPv4 and IPv6.
+
+Between the moment in which a pod's device appears and the one in which our programs sit on it, the kernel would forward
+freely. The guard stands from before the first attachment on.
+"""
+
+import asyncio
+import json
+import subprocess
+
+MARK_MASK, MARK_JUDGED = 0x00F00000, 0x00100000
+
+REASON = "UNJUDGED", "forwarded pod traffic that no program of ours has judged"
+
+
+class GuardError(Exception):
+    """nft did not do it; the text says why."""
+
+
+def ruleset(pattern: str) -> str:
+    """`pattern` is a shell pattern of pod devices with its only `*` at the end (nft knows no other)."""
+    return f"""
+table inet tidegate
+delete table inet tidegate
+table inet tidegate {{
+  counter unjudged {{ }}
+  chain forward {{
+    type filter hook forward priority -10; policy accept;
+    meta mark & {MARK_MASK:#x} == {MARK_JUDGED:#x} accept
+    iifname "{pattern}" counter name unjudged drop
+    oifname "{pattern}" counter name unjudged drop
+  }}
+}}
+"""
+
+
+async def install(pattern: str) -> None:
+    """Raises GuardError."""
+    await _nft(["-f", "-"], ruleset(pattern).encode())
+
+
+async def _nft(arguments: list[str], text: bytes) -> bytes:
+    try:
+        process = await asyncio.create_subprocess_exec(
+            "nft", *arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+    except FileNotFoundError as error:
+        raise GuardError("nft not found: install the package nftables") from error
+    output, trouble = await process.communicate(text)
+    if process.returncode:
+        raise GuardError(f"nft: {trouble.decode(errors='replace').strip()}")
+    return output
+
+
+async def dropped() -> tuple[int, int]:
+    """Packets and bytes that the guard has dropped. Raises GuardError, also where the table is gone."""
+    answer = json.loads(await _nft(["-j", "list", "counter", "inet", "tidegate", "unjudged"], b""))
+    for item in answer["nftables"]:
+        if "counter" in item:
+            return int(item["counter"]["packets"]), int(item["counter"]["bytes"])
+    raise GuardError("nft: the counter of the table inet tidegate is missing")

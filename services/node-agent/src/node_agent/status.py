@@ -1,0 +1,124 @@
+"""What the agent says of itself: `/status` and `/monitor` on its socket, and the kernel's counters as metrics."""
+
+import json
+import struct
+from collections.abc import Iterable
+from typing import Any
+
+from aiohttp import web
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from node_agent import nft
+from node_agent.agent import SETTING_GENERATION, Agent
+from node_agent.monitor import MONITOR_DROPS, MONITOR_VERDICTS, Monitor
+from node_agent.table import ORDER
+from tidegate.runtime.http import Health
+
+MIB = 1 << 20
+
+
+def counters(agent: Agent) -> dict[str, dict[str, int]]:
+    """Reason → packets and bytes, summed over the CPUs; reasons that never occurred are left out."""
+    opened = agent.maps["counters"]
+    found = {}
+    for number, (name, _) in agent.manifest.reasons.items():
+        values = [opened.value.unpack(raw) for raw in opened.per_cpu_values(struct.pack("=I", int(number)))]
+        packets, size = sum(v["packets"] for v in values), sum(v["bytes"] for v in values)
+        if packets:
+            found[name] = {"packets": packets, "bytes": size}
+    return found
+
+
+def events_lost(agent: Agent) -> dict[str, int]:
+    opened = agent.maps["events_lost"]
+    totals = []
+    for index in range(2):
+        values = [opened.value.unpack(raw) for raw in opened.per_cpu_values(struct.pack("=I", index))]
+        totals.append(sum(value["packets"] for value in values))
+    return {"drops": totals[0], "verdicts": totals[1]}
+
+
+class KernelCollector(Collector):
+    """Reads the kernel's counters when Prometheus asks, and not before."""
+
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+
+    def collect(self) -> Iterable[Metric]:
+        packets = CounterMetricFamily("tidegate_packets", "Packets by what became of them.", labels=["reason"])
+        size = CounterMetricFamily("tidegate_packet_bytes", "The same in bytes.", labels=["reason"])
+        for reason, values in counters(self._agent).items():
+            packets.add_metric([reason], values["packets"])
+            size.add_metric([reason], values["bytes"])
+        entries = GaugeMetricFamily("tidegate_map_entries", "Entries that the agent has written.", labels=["map"])
+        capacity = GaugeMetricFamily("tidegate_map_capacity", "Entries that fit.", labels=["map"])
+        for name in ORDER:
+            entries.add_metric([name], len(self._agent.tables.have(name)))
+            capacity.add_metric([name], self._agent.maps[name].max_entries)
+        lost = CounterMetricFamily("tidegate_events_lost", "Events that found no room in their ring.", labels=["ring"])
+        for ring, count in events_lost(self._agent).items():
+            lost.add_metric([ring], count)
+        return [packets, size, entries, capacity, lost]
+
+
+def resident_memory() -> int:
+    """Bytes."""
+    with open("/proc/self/statm") as file:  # noqa: PTH123  # read at each scrape
+        return int(file.read().split()[1]) * 4096
+
+
+async def status(agent: Agent, health: Health, node: str) -> dict[str, Any]:
+    drops = counters(agent)
+    try:
+        packets, size = await nft.dropped()
+        if packets:
+            drops[nft.REASON[0]] = {"packets": packets, "bytes": size}
+        guard = "standing"
+    except nft.GuardError as error:
+        guard = str(error)
+    forwarded = drops.pop("FORWARDED", {"packets": 0, "bytes": 0})
+    key = struct.pack("=I", SETTING_GENERATION)
+    return {
+        "node": node,
+        "ready": health.is_ready,
+        "components": health.report(),
+        "digest": agent.manifest.digest,
+        "attached_by": "tcx" if agent.attachments.tcx else "clsact",
+        "devices": {str(index): name for index, name in sorted(agent.attachments.devices.items())},
+        "repairs": agent.attachments.repairs,
+        "guard": guard,
+        "map_writes_total": agent.written,
+        "maps": {
+            name: {"entries": len(agent.tables.have(name)), "capacity": agent.maps[name].max_entries} for name in ORDER
+        },
+        "full": agent.full,
+        "pending": agent.tables.pending,
+        "endpoints": sorted("/".join(key) for key, _ in agent.view.endpoints.local),
+        "policy_generation": struct.unpack("=Q", agent.maps["settings"].lookup(key) or bytes(8))[0],
+        "forwarded": forwarded,
+        "drops": drops,
+        "events_lost": events_lost(agent),
+        "problems": {**agent.view.problems, **agent.route_problems},
+        "memory_mib": round(resident_memory() / MIB, 1),
+    }
+
+
+def routes(agent: Agent, monitor: Monitor, health: Health, node: str) -> list[web.RouteDef]:
+    async def show_status(_: web.Request) -> web.Response:
+        return web.json_response(await status(agent, health, node))
+
+    async def stream(request: web.Request) -> web.StreamResponse:
+        bits = MONITOR_DROPS * (request.query.get("drops", "1") == "1")
+        bits |= MONITOR_VERDICTS * (request.query.get("verdicts", "0") == "1")
+        response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
+        async with monitor.listen(bits) as listener:
+            await response.prepare(request)
+            while True:
+                event = await listener.queue.get()
+                await response.write(json.dumps(event).encode() + b"\n")
+                if listener.lost:
+                    await response.write(json.dumps({"node": node, "lost": listener.lost}).encode() + b"\n")
+                    listener.lost = 0
+
+    return [web.get("/status", show_status), web.get("/monitor", stream)]
