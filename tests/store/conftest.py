@@ -8,10 +8,15 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from hypothesis import settings
 
 from tidegate.runtime.settings import CommonSettings
 from tidegate.store.etcd import EtcdStore
 from tidegate.store.local import EtcdProcess
+
+# A busy machine is no failure.
+settings.register_profile("tidegate", deadline=None)
+settings.load_profile("tidegate")
 
 _numbers = itertools.count()
 
@@ -46,8 +51,8 @@ async def open_store() -> AsyncIterator[OpenStore]:
     """Stores for endpoints, closed at the end of the test."""
     stores: list[EtcdStore] = []
 
-    def open_one(*endpoints: str, **settings: Path) -> EtcdStore:
-        stores.append(EtcdStore(CommonSettings(etcd=endpoints, **settings)))  # type: ignore[arg-type]
+    def open_one(*endpoints: str, **files: Path) -> EtcdStore:
+        stores.append(EtcdStore(CommonSettings(etcd=endpoints, **files)))  # type: ignore[arg-type]
         return stores[-1]
 
     yield open_one
