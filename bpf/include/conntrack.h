@@ -22,24 +22,24 @@
 
 #define CONN_FIN_BOTH (CONN_FIN_ORIGINAL | CONN_FIN_REPLY)
 
-static u32 lifetime(u8 protocol, u32 flags)
+/* `live`: answered, and for TCP through the handshake. */
+static u32 lifetime(u8 protocol, u32 flags, bool live)
 {
-	bool replied = flags & CONN_REPLIED;
 	switch (protocol) {
 	case IPPROTO_TCP:
 		if (flags & CONN_RST)
 			return LIFETIME_TCP_RESET;
 		if ((flags & CONN_FIN_BOTH) == CONN_FIN_BOTH)
 			return LIFETIME_TCP_CLOSED;
-		if (!replied)
+		if (!live)
 			return LIFETIME_TCP_NEW;
 		return flags & CONN_FIN_BOTH ? LIFETIME_TCP_HALF_CLOSED : LIFETIME_TCP_ESTABLISHED;
 	case IPPROTO_UDP:
-		return replied ? LIFETIME_UDP : LIFETIME_UDP_NEW;
+		return live ? LIFETIME_UDP : LIFETIME_UDP_NEW;
 	case IPPROTO_ICMP:
 		return LIFETIME_ICMP;
 	default:
-		return replied ? LIFETIME_OTHER : LIFETIME_OTHER_NEW;
+		return live ? LIFETIME_OTHER : LIFETIME_OTHER_NEW;
 	}
 }
 
@@ -93,8 +93,15 @@ static bool is_alive(struct flow *flow, struct connection *connection, u64 now)
 	return !(over && is_syn(flow));
 }
 
-/* Notes what the packet does to the connection. Entries are written at most once a second for their lifetime. */
-static void touch(struct flow *flow, struct connection *connection, bool reply, u64 now)
+/* Whether the connection has been answered, by this packet at the latest; of TCP, whether the handshake is through. */
+static bool is_through(struct flow *flow, u32 flags)
+{
+	return flags & CONN_REPLIED && !(flags & CONN_RST) && !(flow->tcp_flags & TCP_SYN);
+}
+
+/* Notes what the packet does to the connection, and returns whether that is live now. Entries are written at most once
+ * a second for their lifetime. */
+static bool touch(struct flow *flow, struct connection *connection, bool reply, bool live, u64 now)
 {
 	u32 flags = connection->flags;
 	if (reply)
@@ -105,16 +112,11 @@ static void touch(struct flow *flow, struct connection *connection, bool reply, 
 		flags |= CONN_RST;
 	if (flags != connection->flags)
 		connection->flags = flags;
-	u64 expires = now + lifetime(flow->protocol, flags);
+	live = live || is_through(flow, flags);
+	u64 expires = now + lifetime(flow->protocol, flags, live);
 	if (expires != connection->expires)
 		connection->expires = expires;
-}
-
-static bool is_through(struct flow *flow, struct connection *connection)
-{
-	if (!(connection->flags & CONN_REPLIED) || connection->flags & CONN_RST)
-		return false;
-	return !(flow->tcp_flags & TCP_SYN);
+	return live;
 }
 
 static bool open_connection(struct flow *flow, u32 generation, u64 now)
@@ -130,7 +132,7 @@ static bool open_connection(struct flow *flow, u32 generation, u64 now)
 		fresh->service = flow->service;
 	}
 	fresh->generation = generation;
-	touch(flow, fresh, false, now);
+	touch(flow, fresh, false, false, now);
 	return !connections_new.update(&flow->tuple, fresh) || refuse(flow, REASON_MAP_FULL);
 }
 
@@ -178,8 +180,7 @@ static bool track(struct __sk_buff *skb, struct flow *flow)
 	}
 	if (!connection)
 		return open_connection(flow, generation, now);
-	touch(flow, connection, reply, now);
-	if (is_new && is_through(flow, connection)) {
+	if (touch(flow, connection, reply, !is_new, now) && is_new) {
 		connections.update(&flow->tuple, connection);
 		connections_new.delete(&flow->tuple);
 	}

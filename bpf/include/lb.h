@@ -34,6 +34,9 @@ static struct backend *find_backend(struct backend_key *key, u32 service, u32 sl
  * clients without a connection choose anew, which no protocol forbids. */
 static bool is_backend(struct backend_key *key, u32 service, u32 slot, const struct addr *addr, __be16 port)
 {
+	struct service *found = services.lookup(&service);
+	if (!found || slot >= found->count)
+		return false;
 	key->service = service;
 	key->slot = slot;
 	struct backend *backend = backends.lookup(key);
@@ -115,7 +118,7 @@ static bool translate(struct __sk_buff *skb, struct flow *flow)
 	key->vip_port = flow->destination_port;
 	key->protocol = flow->protocol;
 	u64 now = seconds();
-	u64 expires = now + lifetime(flow->protocol, CONN_REPLIED);
+	u64 expires = now + lifetime(flow->protocol, 0, true);
 	struct translation *known = translations.lookup(key);
 	if (known && is_current(flow, known, frontend->service, now)) {
 		if (known->expires != expires)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from tests.bpf.kernel import Loaded
+from tests.bpf.topology import Cluster, attached_world, build
 
 from node_agent.loader import read_manifest
 
@@ -49,3 +50,22 @@ def both_loaded(bpffs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     yield nodes
     for node in nodes:
         node.close()
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    built = build()
+    yield built
+    built.remove()
+
+
+@pytest.fixture(params=["tcx", "clsact"])
+def world(request: pytest.FixtureRequest, cluster: Cluster, both_loaded: list[Loaded]) -> Iterator[Cluster]:
+    """Programs attached in the kernel's newer and older way."""
+    yield from attached_world(cluster, both_loaded, request.param)
+
+
+@pytest.fixture
+def tcx_world(cluster: Cluster, both_loaded: list[Loaded]) -> Iterator[Cluster]:
+    """For what does not depend on how programs are attached."""
+    yield from attached_world(cluster, both_loaded, "tcx")

@@ -100,7 +100,7 @@ class Map:
         return {name: sum(copy[name] for copy in copies) for name in copies[0]}
 
     def delete(self, key: Fields) -> None:
-        _check(_LIBBPF.bpf_map_delete_elem(self.fd, pack(self.entry.key, key)), f"delete from {self.entry.path}")
+        _check(_LIBBPF.bpf_map_delete_elem(self.fd, pack(self.entry.key, key)), f"{self.entry.path}: delete an entry")
 
     def _keys(self) -> Iterator[bytes]:
         following = ctypes.create_string_buffer(self.entry.key_size)
@@ -283,14 +283,14 @@ def read_events(entry: MapEntry) -> list[dict[str, Any]]:
     """What lies in a ring buffer, taken out of it."""
     found: list[dict[str, Any]] = []
 
-    @_EVENT_CALLBACK
     def take(_context: int, data: int, size: int) -> int:
         found.append(unpack(entry.value, ctypes.string_at(data, size)))
         return 0
 
+    callback = _EVENT_CALLBACK(take)
     _LIBBPF.ring_buffer__new.restype = ctypes.c_void_p
     fd = _check(_LIBBPF.bpf_obj_get(entry.path.encode()), entry.path)
-    ring = _LIBBPF.ring_buffer__new(fd, take, None, None)
+    ring = _LIBBPF.ring_buffer__new(fd, callback, None, None)
     assert ring
     _LIBBPF.ring_buffer__consume(ctypes.c_void_p(ring))
     _LIBBPF.ring_buffer__free(ctypes.c_void_p(ring))

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tests.bpf.kernel import TCX_EGRESS, TCX_INGRESS, Loaded, attach_tcx
 
+IDENTITIES = {"a": 1001, "b": 1002, "c": 1003, "d": 1004}
 PREFIX = f"tgt-bpf-{os.getpid()}"
 _CLONE_NEWNET = 0x40000000
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -206,3 +207,13 @@ def set_endpoints(cluster: Cluster, node: Node, identities: dict[str, int]) -> N
             )
             if own:
                 maps["subjects"].set({"value": identities[pod.name]}, {"policy": identities[pod.name]})
+
+
+def attached_world(cluster: Cluster, loaded: list[Loaded], how: str) -> Iterator[Cluster]:
+    """The cluster with programs attached, everybody known, nobody isolated, no connections; once, then without."""
+    with ExitStack() as stack:
+        for node, programs in zip(cluster.nodes, loaded, strict=True):
+            programs.clear()
+            stack.enter_context(attached(node, programs, how))
+            set_endpoints(cluster, node, IDENTITIES)
+        yield cluster

@@ -1,0 +1,417 @@
+"""Tables of packets, each run once through a program: description, packet, state, expected action and packet."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import pytest
+from scapy.layers.inet import ICMP, IP, TCP, UDP, IPerror, TCPerror
+from scapy.layers.inet6 import ICMPv6MLReport2, ICMPv6ND_NS, ICMPv6ND_RS, IPv6, IPv6ExtHdrHopByHop
+from scapy.layers.l2 import ARP, Dot1Q, Ether
+from scapy.packet import Packet, Raw
+from tests.bpf.kernel import Loaded, run_program
+
+pytestmark = pytest.mark.root
+
+UNSPEC, SHOT, REDIRECT = -1, 2, 7
+JUDGED = 0x00100000
+
+# test_run gives the packet to the loopback device, which has this number in every namespace.
+IFINDEX = 1
+POD, OTHER, REMOTE, NODE, WORLD, VIP = "10.9.0.2", "10.9.0.3", "10.9.1.2", "192.0.2.1", "198.51.100.1", "10.98.0.1"
+# A local pod that has no device to be redirected to where the tests run.
+NOWHERE = 987654
+
+
+@pytest.fixture(scope="module")
+def node(both_loaded: list[Loaded]) -> Loaded:
+    return both_loaded[0]
+
+
+@pytest.fixture(autouse=True)
+def state(node: Loaded) -> None:
+    """POD sits behind the device of test_run, OTHER behind one that is not there; nobody is isolated."""
+    node.clear()
+    maps = node.maps
+    maps["endpoints"].set({"addr": POD}, {"identity": 300, "ifindex": IFINDEX, "flags": 1})
+    maps["endpoints"].set({"addr": OTHER}, {"identity": 301, "ifindex": NOWHERE, "flags": 1})
+    maps["endpoints"].set({"addr": REMOTE}, {"identity": 302, "flags": 1})
+    maps["endpoints"].set({"addr": NODE}, {"identity": 1, "flags": 2})
+    for identity in (300, 301):
+        maps["subjects"].set({"value": identity}, {"policy": identity})
+
+
+Change = Callable[[Loaded], None]
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str
+    program: str
+    packet: Packet
+    action: int
+    reason: str = ""  # the counter that must be 1
+    before: Change | None = None
+    out: Packet | None = None  # None: unchanged
+    judged: bool = False  # our mark is on it afterwards
+    run: dict[str, int] = field(default_factory=dict)
+
+
+def frame(*layers: Packet) -> Packet:
+    packet: Packet = Ether(src="02:00:00:00:00:01", dst="00:00:00:00:00:00")
+    for layer in layers:
+        packet /= layer
+    return packet
+
+
+def isolated(flags: int) -> Change:
+    return lambda node: node.maps["subjects"].set({"value": 300}, {"policy": 300, "flags": flags})
+
+
+def closed(node: Loaded) -> None:
+    node.maps["endpoints"].set({"addr": POD}, {"ifindex": IFINDEX, "flags": 1 | 8})
+
+
+def service(node: Loaded) -> None:
+    node.maps["frontends"].set({"addr": VIP}, {})
+    node.maps["frontends"].set({"addr": VIP, "port": 80, "protocol": 6}, {"service": 5})
+    node.maps["frontends"].set({"addr": VIP, "port": 53, "protocol": 17}, {"service": 6})
+    for number in (5, 6):
+        node.maps["services"].set({"value": number}, {"count": 1})
+        node.maps["backends"].set({"service": number, "slot": 0}, {"addr": NODE, "port": 8080})
+
+
+def service_without_backends(node: Loaded) -> None:
+    service(node)
+    node.maps["services"].set({"value": 5}, {"count": 0})
+
+
+def translated_connection(node: Loaded) -> None:
+    """POD:4000 has spoken to VIP:80, and got NODE:8080."""
+    service(node)
+    run_program(node.open_program("from_pod"), bytes(frame(IP(src=POD, dst=VIP), TCP(sport=4000, dport=80))))
+
+
+TO_NODE = frame(IP(src=POD, dst=NODE), UDP(sport=4000, dport=53), Raw(b"x"))
+SYN = IP(src=POD, dst=VIP, ttl=9) / TCP(sport=4000, dport=80, flags="S")
+
+FROM_POD = [
+    Case("ARP passes", "from_pod", frame(ARP()), UNSPEC),
+    Case("to the own node", "from_pod", TO_NODE, UNSPEC, "FORWARDED"),
+    Case("neither IP nor ARP", "from_pod", frame() / Raw(b"\x00" * 40), SHOT, "NOT_IP"),
+    Case("VLAN", "from_pod", frame(Dot1Q(vlan=5), IP(src=POD, dst=NODE), UDP()), SHOT, "NOT_IP"),
+    Case("IPv6", "from_pod", frame(IPv6(src="fd00::2", dst="fd00::3"), UDP(), Raw(b"12345678")), SHOT, "IPV6_OFF"),
+    Case(
+        "neighbour solicitation", "from_pod", frame(IPv6(dst="ff02::1", hlim=255), ICMPv6ND_NS(tgt="fe80::1")), UNSPEC
+    ),
+    Case("router solicitation", "from_pod", frame(IPv6(src="::", dst="ff02::2", hlim=255), ICMPv6ND_RS()), UNSPEC),
+    Case(
+        "multicast listener report",
+        "from_pod",
+        frame(IPv6(dst="ff02::16", hlim=1, nh=0), IPv6ExtHdrHopByHop(nh=58), ICMPv6MLReport2()),
+        UNSPEC,
+    ),
+    Case(
+        "neighbour solicitation that was routed",
+        "from_pod",
+        frame(IPv6(dst="ff02::1", hlim=254), ICMPv6ND_NS(tgt="fe80::1")),
+        SHOT,
+        "IPV6_OFF",
+    ),
+    Case("foreign source", "from_pod", frame(IP(src=OTHER, dst=NODE), UDP()), SHOT, "SPOOFED"),
+    Case("source of another node's pod", "from_pod", frame(IP(src=REMOTE, dst=NODE), UDP()), SHOT, "SPOOFED"),
+    Case("source that nobody has", "from_pod", frame(IP(src="10.9.0.9", dst=NODE), UDP()), SHOT, "CLOSED"),
+    Case("closed, to the own node", "from_pod", TO_NODE, UNSPEC, "FORWARDED", closed),
+    Case("closed, to elsewhere", "from_pod", frame(IP(src=POD, dst=WORLD), UDP()), SHOT, "CLOSED", closed),
+    Case("isolated", "from_pod", TO_NODE, SHOT, "POLICY_EGRESS", isolated(2)),
+    Case("isolated for ingress only", "from_pod", TO_NODE, UNSPEC, "FORWARDED", isolated(1)),
+    Case(
+        "protocol without ports",
+        "from_pod",
+        frame(IP(src=POD, dst=NODE, proto=47), Raw(b"x" * 20)),
+        UNSPEC,
+        "FORWARDED",
+    ),
+    Case(
+        "protocol without ports, isolated",
+        "from_pod",
+        frame(IP(src=POD, dst=NODE, proto=47), Raw(b"x" * 20)),
+        SHOT,
+        "PROTOCOL",
+        isolated(2),
+    ),
+    Case("length beyond the packet", "from_pod", frame(IP(src=POD, dst=NODE, len=99), UDP()), SHOT, "MALFORMED"),
+    Case("header length of 4 words", "from_pod", frame(IP(src=POD, dst=NODE, ihl=4), UDP()), SHOT, "MALFORMED"),
+    Case(
+        "header longer than the packet",
+        "from_pod",
+        frame(IP(src=POD, dst=NODE, ihl=15, len=30), UDP()),
+        SHOT,
+        "MALFORMED",
+    ),
+    Case("TCP header cut", "from_pod", frame(IP(src=POD, dst=NODE, proto=6), Raw(b"x" * 19)), SHOT, "MALFORMED"),
+    Case(
+        "first fragment too short for ports",
+        "from_pod",
+        frame(IP(src=POD, dst=NODE, proto=17, flags="MF"), Raw(b"x" * 6)),
+        SHOT,
+        "MALFORMED",
+    ),
+    Case(
+        "later fragment first",
+        "from_pod",
+        frame(IP(src=POD, dst=NODE, proto=17, frag=100), Raw(b"x" * 100)),
+        SHOT,
+        "FRAGMENT_UNKNOWN",
+    ),
+    Case(
+        "IP options",
+        "from_pod",
+        frame(IP(src=POD, dst=NODE, options=[b"\x01\x01\x01\x01"]), UDP(sport=1, dport=2)),
+        UNSPEC,
+        "FORWARDED",
+    ),
+    Case(
+        "error about no connection",
+        "from_pod",
+        frame(IP(src=POD, dst=NODE), ICMP(type=3, code=3), IPerror(src=NODE, dst=POD), TCPerror(sport=1, dport=2)),
+        SHOT,
+        "ICMP_UNRELATED",
+    ),
+    Case("to a device that is no uplink", "from_pod", frame(IP(src=POD, dst="127.0.0.5"), UDP()), UNSPEC),
+    Case(
+        "pod whose device is gone", "from_pod", frame(IP(src=POD, dst=OTHER), UDP(), Raw(b"x" * 60)), SHOT, "NO_ROUTE"
+    ),
+    Case(
+        "Service, TCP",
+        "from_pod",
+        frame(SYN),
+        UNSPEC,
+        "FORWARDED",
+        service,
+        frame(IP(src=POD, dst=NODE, ttl=9), TCP(sport=4000, dport=8080, flags="S")),
+    ),
+    Case(
+        "Service, UDP",
+        "from_pod",
+        frame(IP(src=POD, dst=VIP), UDP(sport=4000, dport=53), Raw(b"odd")),
+        UNSPEC,
+        "FORWARDED",
+        service,
+        frame(IP(src=POD, dst=NODE), UDP(sport=4000, dport=8080), Raw(b"odd")),
+    ),
+    Case(
+        "Service, UDP without a checksum",
+        "from_pod",
+        frame(IP(src=POD, dst=VIP), UDP(sport=4000, dport=53, chksum=0), Raw(b"odd")),
+        UNSPEC,
+        "FORWARDED",
+        service,
+        frame(IP(src=POD, dst=NODE), UDP(sport=4000, dport=8080, chksum=0), Raw(b"odd")),
+    ),
+    Case(
+        "Service, port unknown",
+        "from_pod",
+        frame(IP(src=POD, dst=VIP), UDP(dport=54)),
+        SHOT,
+        "NO_SERVICE_PORT",
+        service,
+    ),
+    Case("Service, ping", "from_pod", frame(IP(src=POD, dst=VIP), ICMP()), SHOT, "NO_SERVICE_PORT", service),
+    Case(
+        "Service without backends",
+        "from_pod",
+        frame(SYN),
+        SHOT,
+        "NO_BACKEND",
+        service_without_backends,
+    ),
+]
+
+TO_POD = [
+    Case("from the own node", "to_pod", frame(IP(src=NODE, dst=POD), UDP()), UNSPEC, "FORWARDED"),
+    Case(
+        "from the own node, isolated", "to_pod", frame(IP(src=NODE, dst=POD), UDP()), UNSPEC, "FORWARDED", isolated(1)
+    ),
+    Case("own node's broadcast", "to_pod", frame(IP(src=NODE, dst="224.0.0.251"), UDP()), UNSPEC, "FORWARDED"),
+    Case(
+        "forwarded with the node's address, isolated",
+        "to_pod",
+        frame(IP(src=NODE, dst=POD), UDP()),
+        SHOT,
+        "POLICY_INGRESS",
+        isolated(1),
+        run={"ingress_ifindex": IFINDEX},
+    ),
+    Case(
+        "forwarded and judged before",
+        "to_pod",
+        frame(IP(src=WORLD, dst=POD), UDP()),
+        UNSPEC,
+        before=isolated(1),
+        judged=True,
+        run={"ingress_ifindex": IFINDEX, "mark": JUDGED},
+    ),
+    Case(
+        "forwarded to nobody that is known",
+        "to_pod",
+        frame(IP(src=WORLD, dst="10.9.0.9"), UDP()),
+        SHOT,
+        "CLOSED",
+        run={"ingress_ifindex": IFINDEX},
+    ),
+    Case(
+        "reply of a Service's backend",
+        "to_pod",
+        frame(IP(src=NODE, dst=POD), TCP(sport=8080, dport=4000, flags="SA"), Raw(b"abc")),
+        UNSPEC,
+        "",
+        translated_connection,
+        frame(IP(src=VIP, dst=POD), TCP(sport=80, dport=4000, flags="SA"), Raw(b"abc")),
+    ),
+    Case(
+        "error about a Service's backend",
+        "to_pod",
+        frame(
+            IP(src=NODE, dst=POD),
+            ICMP(type=3, code=4),
+            IPerror(src=POD, dst=NODE),
+            TCPerror(sport=4000, dport=8080, chksum=1),
+        ),
+        UNSPEC,
+        "",
+        translated_connection,
+        frame(
+            IP(src=VIP, dst=POD),
+            ICMP(type=3, code=4),
+            IPerror(src=POD, dst=VIP),
+            TCPerror(sport=4000, dport=80, chksum=1),
+        ),
+    ),
+    Case(
+        "error of a router about a Service's backend",
+        "to_pod",
+        frame(
+            IP(src=WORLD, dst=POD),
+            ICMP(type=11),
+            IPerror(src=POD, dst=NODE),
+            TCPerror(sport=4000, dport=8080, chksum=1),
+        ),
+        UNSPEC,
+        "",
+        translated_connection,
+        frame(
+            IP(src=WORLD, dst=POD), ICMP(type=11), IPerror(src=POD, dst=VIP), TCPerror(sport=4000, dport=80, chksum=1)
+        ),
+    ),
+]
+
+FROM_NETWORK = [
+    Case("not for a pod", "from_network", frame(IP(src=WORLD, dst=NODE), UDP()), UNSPEC),
+    Case("for a remote pod", "from_network", frame(IP(src=WORLD, dst=REMOTE), UDP()), UNSPEC),
+    Case("IPv6", "from_network", frame(IPv6(dst="fd00::3"), UDP()), UNSPEC),
+    Case("a local pod's address from outside", "from_network", frame(IP(src=OTHER, dst=POD), UDP()), SHOT, "SPOOFED"),
+    Case("our own address from outside", "from_network", frame(IP(src=NODE, dst=POD), UDP()), SHOT, "SPOOFED"),
+    Case("isolated", "from_network", frame(IP(src=WORLD, dst=POD), UDP()), SHOT, "POLICY_INGRESS", isolated(1)),
+    Case("closed", "from_network", frame(IP(src=WORLD, dst=POD), UDP()), SHOT, "CLOSED", closed),
+    Case("last hop", "from_network", frame(IP(src=WORLD, dst=POD, ttl=1), UDP()), UNSPEC, "FORWARDED", judged=True),
+    Case(
+        "into a pod",
+        "from_network",
+        frame(IP(src=REMOTE, dst=POD, ttl=64), TCP(sport=1, dport=2)),
+        REDIRECT,
+        "FORWARDED",
+        out=frame(IP(src=REMOTE, dst=POD, ttl=63), TCP(sport=1, dport=2)),
+    ),
+    Case(
+        "into a pod, checksum on the edge of a carry",
+        "from_network",
+        frame(IP(src=REMOTE, dst=POD, ttl=64, id=0x4EBB), TCP(sport=1, dport=2)),
+        REDIRECT,
+        "FORWARDED",
+        out=frame(IP(src=REMOTE, dst=POD, ttl=63, id=0x4EBB), TCP(sport=1, dport=2)),
+    ),
+]
+
+
+@pytest.mark.parametrize("case", [*FROM_POD, *TO_POD, *FROM_NETWORK], ids=lambda case: f"{case.program}: {case.name}")
+def test_packet(node: Loaded, case: Case) -> None:
+    if case.before:
+        case.before(node)
+    before = {name: node.counter(name) for name in node.reasons}
+    action, out, mark = run_program(node.open_program(case.program), bytes(case.packet), **case.run)
+    changed = {name: node.counter(name) - count for name, count in before.items()}
+    assert (action, {name for name, count in changed.items() if count and name != "FORWARDED"}) == (
+        case.action,
+        {case.reason} - {"", "FORWARDED"},
+    )
+    if case.reason:
+        assert changed[case.reason] == 1
+    assert (mark & 0x00F00000 == JUDGED) == case.judged
+    if action != SHOT:
+        assert Ether(out) == Ether(bytes(case.out or case.packet))
+
+
+def test_checksums_of_every_ttl(node: Loaded) -> None:
+    """The incremental update agrees with a full one for all first values."""
+    program = node.open_program("from_network")
+    for ttl in range(2, 256):
+        packet = frame(IP(src=REMOTE, dst=POD, ttl=ttl), TCP(sport=1, dport=2))
+        expected = frame(IP(src=REMOTE, dst=POD, ttl=ttl - 1), TCP(sport=1, dport=2))
+        assert run_program(program, bytes(packet))[1] == bytes(expected)
+
+
+def test_two_services_with_one_backend_clash_on_one_source_port(node: Loaded) -> None:
+    service(node)
+    program = node.open_program("from_pod")
+    node.maps["frontends"].set({"addr": VIP, "port": 81, "protocol": 6}, {"service": 5})
+    assert run_program(program, bytes(frame(SYN)))[0] == UNSPEC
+    assert run_program(program, bytes(frame(IP(src=POD, dst=VIP), TCP(sport=4000, dport=81))))[0] == SHOT
+    assert node.drops() == {"TRANSLATION_CLASH": 1}
+    # With a second backend there is a way out.
+    node.maps["backends"].set({"service": 5, "slot": 1}, {"addr": WORLD, "port": 8080})
+    node.maps["services"].set({"value": 5}, {"count": 2})
+    action, out, _ = run_program(program, bytes(frame(IP(src=POD, dst=VIP), TCP(sport=4000, dport=81))))
+    assert (action, Ether(out)[IP].dst) == (UNSPEC, WORLD)
+
+
+def test_echo_requests_of_both_sides_are_two_connections(node: Loaded) -> None:
+    """With equal identifiers; the one that is allowed opens no way for the other."""
+    isolated(1)(node)
+    out, back = node.open_program("from_pod"), node.open_program("from_network")
+    node.maps["endpoints"].set({"addr": NODE}, {"identity": 302, "flags": 1})
+    assert run_program(out, bytes(frame(IP(src=POD, dst=NODE), ICMP(type=8, id=7))))[0] == UNSPEC
+    assert run_program(back, bytes(frame(IP(src=NODE, dst=POD), ICMP(type=8, id=7))))[0] == SHOT
+    assert run_program(back, bytes(frame(IP(src=NODE, dst=POD), ICMP(type=0, id=7))))[0] == REDIRECT
+
+
+LIFETIMES = [
+    ("handshake", ["S>"], "connections_new", 60),
+    ("half open", ["S>", "SA<"], "connections_new", 60),
+    ("established", ["S>", "SA<", "A>"], "connections", 86400),
+    ("half closed", ["S>", "SA<", "A>", "FA>"], "connections", 3600),
+    ("closed", ["S>", "SA<", "A>", "FA>", "FA<"], "connections", 30),
+    ("reset", ["S>", "SA<", "A>", "RA<"], "connections", 10),
+    ("refused", ["S>", "RA<"], "connections_new", 10),
+    ("opened again", ["S>", "SA<", "A>", "RA<", "S>"], "connections_new", 60),
+    ("picked up", ["A>", "A<"], "connections", 86400),
+]
+
+
+@pytest.mark.parametrize(("name", "packets", "where", "lifetime"), LIFETIMES, ids=[row[0] for row in LIFETIMES])
+def test_life_of_a_tcp_connection(node: Loaded, name: str, packets: list[str], where: str, lifetime: int) -> None:
+    out, back = node.open_program("from_pod"), node.open_program("from_network")
+    node.maps["endpoints"].set({"addr": NODE}, {"identity": 302, "flags": 1})
+    for packet in packets:
+        flags, direction = packet[:-1], packet[-1]
+        if direction == ">":
+            run_program(out, bytes(frame(IP(src=POD, dst=NODE), TCP(sport=4000, dport=80, flags=flags))))
+        else:
+            run_program(back, bytes(frame(IP(src=NODE, dst=POD), TCP(sport=80, dport=4000, flags=flags))))
+    entries = {name: node.maps[name].items() for name in ("connections", "connections_new")}
+    assert {name: len(found) for name, found in entries.items()} == {
+        "connections": int(where == "connections"),
+        "connections_new": int(where == "connections_new"),
+    }
+    left = entries[where][0][1]["expires"] - time.monotonic()
+    assert lifetime - 5 <= left <= lifetime + 1

@@ -1,0 +1,128 @@
+"""Policy, closed pods and foreign addresses."""
+
+import socket
+
+import pytest
+from tests.bpf.topology import Cluster
+from tests.bpf.traffic import (
+    EGRESS,
+    INGRESS,
+    PAIRS,
+    TCP,
+    VIP,
+    Server,
+    allow,
+    client,
+    denied,
+    exchange_tcp,
+    isolate,
+    member,
+    ping,
+    pod,
+    raise_generation,
+    serve,
+    wait_for,
+)
+
+pytestmark = pytest.mark.root
+
+
+@pytest.mark.parametrize(("source", "target"), PAIRS)
+def test_ingress_policy(world: Cluster, source: str, target: str) -> None:
+    one, other = pod(world, source), pod(world, target)
+    node = other.node
+    isolate(node, target, ingress=True)
+    denied(world, one, other, 8080, node, "POLICY_INGRESS")
+    # Isolation binds one direction only: what the pod itself opens comes back.
+    exchange_tcp(other, one, one.address, 8080)
+    isolate(node, target, ingress=True, ingress_lengths=1 << 16)
+    allow(node, target, INGRESS, [500], TCP, 8081, 16)
+    member(node, 500, source)
+    exchange_tcp(one, other, other.address, 8081)
+    denied(world, one, other, 8080, node, "POLICY_INGRESS")
+
+
+@pytest.mark.parametrize(("source", "target"), PAIRS)
+def test_egress_policy(world: Cluster, source: str, target: str) -> None:
+    one, other = pod(world, source), pod(world, target)
+    node = one.node
+    isolate(node, source, egress=True)
+    denied(world, one, other, 8080, node, "POLICY_EGRESS")
+    exchange_tcp(other, one, one.address, 8080)
+    isolate(node, source, egress=True, egress_lengths=1 << 31)
+    allow(node, source, EGRESS, [501], 0)
+    member(node, 501, target)
+    raise_generation(node)
+    exchange_tcp(one, other, other.address, 8081)
+    ping(one, other.address)
+
+
+def test_policy_holds_behind_a_service(world: Cluster) -> None:
+    a, b = pod(world, "a"), pod(world, "b")
+    serve(world, 80, [(b, 8080)])
+    isolate(a.node, "b", ingress=True, ingress_lengths=1 << 16)
+    allow(a.node, "b", INGRESS, [1], TCP, 80, 16)  # the Service's port, not the backend's
+    with client(a) as connection:
+        connection.setblocking(False)
+        connection.connect_ex((VIP, 80))
+        wait_for("a drop", lambda: a.node.programs.counter("POLICY_INGRESS") > 0)
+    allow(a.node, "b", INGRESS, [1], TCP, 8080, 16)
+    exchange_tcp(a, b, VIP, 80, server_port=8080)
+
+
+BLOCKS = [
+    ("block of 16", 8000, 12, {8000: True, 8015: True, 8016: False, 7999: False}),
+    ("upper half", 32768, 1, {32768: True, 65535: True, 32767: False}),
+    ("all ports", 0, 0, {1: True, 65535: True}),
+]
+
+
+@pytest.mark.parametrize(("name", "port", "length", "expected"), BLOCKS, ids=[row[0] for row in BLOCKS])
+def test_port_prefix_blocks(tcx_world: Cluster, name: str, port: int, length: int, expected: dict[int, bool]) -> None:
+    a, b = pod(tcx_world, "a"), pod(tcx_world, "b")
+    isolate(a.node, "b", ingress=True, ingress_lengths=1 << length)
+    allow(a.node, "b", INGRESS, [1], TCP, port, length)
+    for tried, works in expected.items():
+        if works:
+            exchange_tcp(a, b, b.address, tried)
+        else:
+            denied(tcx_world, a, b, tried, a.node, "POLICY_INGRESS")
+
+
+def test_own_node_is_not_subject_to_ingress_policy(world: Cluster) -> None:
+    node = world.nodes[0]
+    a = pod(world, "a")
+    isolate(node, "a", ingress=True, egress=True)
+    node.namespace.run("ping", "-c", "1", "-n", "-W", "5", a.address)
+    # … but another node is.
+    with Server(a, 8080), world.nodes[1].namespace.socket(socket.AF_INET, socket.SOCK_STREAM) as connection:
+        connection.setblocking(False)
+        connection.connect_ex((a.address, 8080))
+        wait_for("a drop", lambda: node.programs.counter("POLICY_INGRESS") > 0)
+
+
+def test_closed_pod_meets_only_its_own_node(world: Cluster) -> None:
+    node = world.nodes[0]
+    a, b = pod(world, "a"), pod(world, "b")
+    closed = {"identity": 0, "ifindex": b.ifindex, "flags": 1 | 8}
+    node.programs.maps["endpoints"].set({"addr": b.address}, closed)
+    node.namespace.run("ping", "-c", "1", "-n", "-W", "5", b.address)
+    ping(b, node.address)
+    denied(world, a, b, 8080, node, "CLOSED")
+    denied(world, b, a, 8080, node, "CLOSED")
+    node.programs.maps["endpoints"].delete({"addr": b.address})
+    denied(world, b, a, 8080, node, "CLOSED")
+    denied(world, a, b, 8080, node, "NOT_UPLINK")
+
+
+def test_spoofed_source_is_dropped(world: Cluster) -> None:
+    node = world.nodes[0]
+    a, b = pod(world, "a"), pod(world, "b")
+    a.namespace.run("ip", "addr", "add", f"{b.address}/32", "dev", "lo")
+    try:
+        with client(a, socket.SOCK_DGRAM) as sender:
+            sender.bind((b.address, 0))
+            sender.sendto(b"x", (pod(world, "c").address, 9))
+            wait_for("the drop", lambda: node.programs.drops() == {"SPOOFED": 1})
+    finally:
+        a.namespace.run("ip", "addr", "del", f"{b.address}/32", "dev", "lo")

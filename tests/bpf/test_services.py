@@ -1,0 +1,123 @@
+"""Services on the wire, for what passes no socket hook."""
+
+import errno
+import socket
+
+import pytest
+from tests.bpf.topology import Cluster
+from tests.bpf.traffic import (
+    UDP,
+    VIP,
+    Server,
+    client,
+    exchange_tcp,
+    exchange_udp,
+    no_drops,
+    pod,
+    send_all,
+    serve,
+    wait_for,
+)
+
+pytestmark = pytest.mark.root
+
+
+@pytest.mark.parametrize("target", ["b", "c"])
+def test_service_without_a_socket_hook(world: Cluster, target: str) -> None:
+    a, backend = pod(world, "a"), pod(world, target)
+    serve(world, 80, [(backend, 8080)])
+    serve(world, 53, [(backend, 5353)], UDP)
+    assert exchange_tcp(a, backend, VIP, 80, server_port=8080)[0] == a.address
+    exchange_udp(a, backend, VIP, 53, server_port=5353)
+    no_drops(world)
+
+
+def test_service_spreads_over_its_backends(tcx_world: Cluster) -> None:
+    a, b, c = (pod(tcx_world, name) for name in "abc")
+    serve(tcx_world, 80, [(b, 8080), (c, 8080)])
+    with Server(b, 8080) as one, Server(c, 8080) as other:
+        one.socket.setblocking(False)
+        other.socket.setblocking(False)
+        answered = {"b": 0, "c": 0}
+        for _ in range(40):
+            with client(a) as connection:
+                connection.connect((VIP, 80))
+                for name, server in (("b", one), ("c", other)):
+                    try:
+                        server.socket.accept()[0].close()
+                        answered[name] += 1
+                    except BlockingIOError:
+                        continue
+    assert sum(answered.values()) == 40
+    assert min(answered.values()) > 5, answered
+
+
+def test_service_whose_backend_is_also_the_client_uses_another_one(tcx_world: Cluster) -> None:
+    a, b = pod(tcx_world, "a"), pod(tcx_world, "b")
+    serve(tcx_world, 80, [(a, 8080), (b, 8080)])
+    for _ in range(8):
+        exchange_tcp(a, b, VIP, 80, server_port=8080)
+
+
+REFUSED = [
+    ("no backend left", 80, [], "NO_BACKEND"),
+    ("another port of the same address", 81, ["b"], "NO_SERVICE_PORT"),
+    ("only backend is the client", 80, ["a"], "HAIRPIN"),
+]
+
+
+@pytest.mark.parametrize(("why", "port", "backends", "reason"), REFUSED, ids=[row[0] for row in REFUSED])
+def test_service_that_cannot_be_reached(
+    tcx_world: Cluster, why: str, port: int, backends: list[str], reason: str
+) -> None:
+    a = pod(tcx_world, "a")
+    serve(tcx_world, 80, [(pod(tcx_world, name), 8080) for name in backends])
+    with client(a) as connection:
+        connection.setblocking(False)
+        assert connection.connect_ex((VIP, port)) == errno.EINPROGRESS
+        wait_for(reason, lambda: tcx_world.nodes[0].programs.drops() == {reason: 1})
+
+
+def test_port_unreachable_comes_back_through_a_service(world: Cluster) -> None:
+    a = pod(world, "a")
+    for target in ("b", "c"):
+        serve(world, 5300, [(pod(world, target), 5301)], UDP)
+        with client(a, socket.SOCK_DGRAM) as sender:
+            sender.connect((VIP, 5300))
+            sender.send(b"x")
+            with pytest.raises(ConnectionRefusedError):
+                sender.recv(100)
+
+
+def test_error_of_a_services_client_reaches_the_backend(world: Cluster) -> None:
+    a = pod(world, "a")
+    for target in ("b", "c"):
+        backend = pod(world, target)
+        serve(world, 5300, [(backend, 5301)], UDP)
+        with Server(backend, 5301, socket.SOCK_DGRAM) as server:
+            with client(a, socket.SOCK_DGRAM) as sender:
+                sender.sendto(b"x", (VIP, 5300))
+                _, peer = server.socket.recvfrom(100)
+            # The client's socket is gone: its kernel answers that nobody is there.
+            server.socket.connect(peer)
+            server.socket.send(b"late")
+            with pytest.raises(ConnectionRefusedError):
+                server.socket.recv(100)
+
+
+@pytest.mark.parametrize("size", [3000, 100_000])
+def test_bulk_through_a_service_keeps_checksums_right(world: Cluster, size: int) -> None:
+    """With checksums left to the device and without."""
+    a, b = pod(world, "a"), pod(world, "b")
+    serve(world, 80, [(b, 8080)])
+    data = bytes(index % 251 for index in range(size))
+    for offload in ("on", "off"):
+        for end in (a, b):
+            end.namespace.run("ethtool", "-K", "eth0", "tx", offload, "rx", offload)
+        with Server(b, 8080) as server, client(a) as connection:
+            connection.connect((VIP, 80))
+            with server.accept() as accepted:
+                send_all(connection, accepted, data)
+                send_all(accepted, connection, data)
+    for end in (a, b):
+        end.namespace.run("ethtool", "-K", "eth0", "tx", "on", "rx", "on")

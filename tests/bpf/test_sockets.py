@@ -1,0 +1,179 @@
+"""Services at the socket: resolved once, no packet translated."""
+
+import errno
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from tests.bpf.kernel import attached_to_cgroup
+from tests.bpf.topology import Cluster, Pod
+from tests.bpf.traffic import PATIENCE, TCP, UDP, VIP, Server, pod, serve, wait_for
+
+pytestmark = pytest.mark.root
+
+SERVICE = {TCP: 7000 + TCP, UDP: 7000 + UDP}
+
+
+def _unified() -> Path:
+    for line in Path("/proc/self/mounts").read_text().splitlines():
+        _, where, kind, *_ = line.split()
+        if kind == "cgroup2":
+            return Path(where)
+    pytest.fail("no cgroup v2 is mounted")
+
+
+@pytest.fixture
+def hooked(tcx_world: Cluster) -> Iterator[Path]:
+    """A cgroup with the socket programs of the first node."""
+    cgroup = _unified() / f"tgt-bpf-{os.getpid()}"
+    cgroup.mkdir()
+    try:
+        with attached_to_cgroup(tcx_world.nodes[0].programs, cgroup):
+            yield cgroup
+    finally:
+        cgroup.rmdir()
+
+
+@contextmanager
+def inside(cgroup: Path) -> Iterator[None]:
+    """This process in the cgroup: sockets belong to the cgroup that they are made in."""
+    home = next(line for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::"))
+    back = _unified() / home.removeprefix("0::/") / "cgroup.procs"
+    (cgroup / "cgroup.procs").write_text(str(os.getpid()))
+    try:
+        yield
+    finally:
+        back.write_text(str(os.getpid()))
+
+
+def hooked_client(cgroup: Path, at: Pod, kind: int, family: int = socket.AF_INET) -> socket.socket:
+    with inside(cgroup):
+        made = at.namespace.socket(family, kind)
+    made.settimeout(PATIENCE)
+    return made
+
+
+FAMILIES = [(socket.AF_INET, VIP), (socket.AF_INET6, f"::ffff:{VIP}")]
+
+
+@pytest.mark.parametrize(("family", "vip"), FAMILIES, ids=["ipv4", "ipv6"])
+@pytest.mark.parametrize("target", ["b", "c"])
+def test_tcp_is_connected_to_a_backend(hooked: Path, tcx_world: Cluster, target: str, family: int, vip: str) -> None:
+    a, backend = pod(tcx_world, "a"), pod(tcx_world, target)
+    serve(tcx_world, 80, [(backend, 8080)])
+    with Server(backend, 8080) as server, hooked_client(hooked, a, socket.SOCK_STREAM, family) as connection:
+        connection.connect((vip, 80))
+        assert connection.getpeername()[:2] == (vip, 80)
+        with server.accept() as accepted:
+            assert accepted.getpeername()[0] == a.address
+            accepted.sendall(b"pong")
+            assert connection.recv(100) == b"pong"
+    assert a.node.programs.maps["translations"].items() == []
+
+
+def test_a_pod_reaches_itself_through_its_own_service(hooked: Path, tcx_world: Cluster) -> None:
+    a = pod(tcx_world, "a")
+    serve(tcx_world, 80, [(a, 8080)])
+    with Server(a, 8080) as server, hooked_client(hooked, a, socket.SOCK_STREAM) as connection:
+        connection.connect((VIP, 80))
+        server.accept().close()
+
+
+REFUSED = [("no backend", 80, "NO_BACKEND"), ("no such port", 81, "NO_SERVICE_PORT")]
+
+
+@pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_DGRAM], ids=["tcp", "udp"])
+@pytest.mark.parametrize(("why", "port", "reason"), REFUSED, ids=[row[0] for row in REFUSED])
+def test_connect_is_refused_at_once(
+    hooked: Path, tcx_world: Cluster, why: str, port: int, reason: str, kind: int
+) -> None:
+    a = pod(tcx_world, "a")
+    serve(tcx_world, 80, [])
+    serve(tcx_world, 80, [], UDP)
+    with hooked_client(hooked, a, kind) as connection:
+        assert connection.connect_ex((VIP, port)) == errno.ECONNREFUSED
+    assert a.node.programs.drops() == {reason: 1}
+
+
+def test_other_addresses_are_left_alone(hooked: Path, tcx_world: Cluster) -> None:
+    a, b = pod(tcx_world, "a"), pod(tcx_world, "b")
+    serve(tcx_world, 80, [(pod(tcx_world, "c"), 8080)])
+    with Server(b, 80) as server, hooked_client(hooked, a, socket.SOCK_STREAM) as connection:
+        connection.connect((b.address, 80))
+        assert connection.getpeername() == (b.address, 80)
+        server.accept().close()
+
+
+@pytest.mark.parametrize(("family", "vip"), FAMILIES, ids=["ipv4", "ipv6"])
+@pytest.mark.parametrize("connected", [True, False], ids=["connected", "unconnected"])
+def test_udp_replies_come_from_the_service(
+    hooked: Path, tcx_world: Cluster, family: int, vip: str, connected: bool
+) -> None:
+    a, b = pod(tcx_world, "a"), pod(tcx_world, "b")
+    serve(tcx_world, 53, [(b, 5353)], UDP)
+    with (
+        Server(b, 5353, socket.SOCK_DGRAM) as server,
+        hooked_client(hooked, a, socket.SOCK_DGRAM, family) as sender,
+    ):
+        if connected:
+            sender.connect((vip, 53))
+            sender.send(b"ping")
+            assert sender.getpeername()[:2] == (vip, 53)
+        else:
+            sender.sendto(b"ping", (vip, 53))
+        data, peer = server.socket.recvfrom(100)
+        assert data == b"ping"
+        server.socket.sendto(b"pong", peer)
+        data, source = sender.recvfrom(100)
+        assert (data, source[:2]) == (b"pong", (vip, 53))
+
+
+def test_unconnected_udp_stays_with_its_backend_while_that_is_one(hooked: Path, tcx_world: Cluster) -> None:
+    a, b, c = (pod(tcx_world, name) for name in "abc")
+    serve(tcx_world, 53, [(b, 5353), (c, 5353)], UDP)
+    with (
+        Server(b, 5353, socket.SOCK_DGRAM) as one,
+        Server(c, 5353, socket.SOCK_DGRAM) as other,
+        hooked_client(hooked, a, socket.SOCK_DGRAM) as sender,
+    ):
+        servers = {"b": one, "c": other}
+
+        def ask() -> str:
+            """Who gets the datagram."""
+            sender.sendto(b"x", (VIP, 53))
+            found: list[str] = []
+
+            def arrived() -> bool:
+                for name, server in servers.items():
+                    server.socket.setblocking(False)
+                    try:
+                        server.socket.recv(100)
+                    except BlockingIOError:
+                        continue
+                    found.append(name)
+                return bool(found)
+
+            wait_for("the datagram", arrived)
+            return found[0]
+
+        first = ask()
+        assert [ask() for _ in range(10)] == [first] * 10
+        # It goes; the other one takes the first slot.
+        left = "c" if first == "b" else "b"
+        serve(tcx_world, 53, [(pod(tcx_world, left), 5353)], UDP)
+        assert [ask() for _ in range(3)] == [left] * 3
+
+
+def test_sockets_spread_over_the_backends(hooked: Path, tcx_world: Cluster) -> None:
+    a, b, c = (pod(tcx_world, name) for name in "abc")
+    serve(tcx_world, 53, [(b, 5353), (c, 5353)], UDP)
+    peers = a.node.programs.maps["socket_peers"]
+    for _ in range(40):
+        with hooked_client(hooked, a, socket.SOCK_DGRAM) as sender:
+            sender.connect((VIP, 53))
+    chosen = [key["addr"] for key, _ in peers.items() if key["reverse"]]
+    assert len(chosen) == 40
+    assert min(chosen.count(b.address), chosen.count(c.address)) > 5

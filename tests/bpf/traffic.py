@@ -1,0 +1,158 @@
+"""Sockets in pods, and what the agent would write about them: the words that the tests are written in."""
+
+import errno
+import socket
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+import pytest
+from tests.bpf.topology import IDENTITIES, Cluster, Node, Pod
+
+VIP = "10.97.0.10"
+PATIENCE = 10.0
+INGRESS, EGRESS = 0, 1
+TCP, UDP = 6, 17
+# A pair on one node, and one across nodes.
+PAIRS = [("a", "b"), ("a", "c")]
+
+
+def pod(cluster: Cluster, name: str) -> Pod:
+    return next(pod for pod in cluster.pods if pod.name == name)
+
+
+def wait_for(what: str, condition: Callable[[], bool]) -> None:
+    limit = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < limit, f"waited in vain for: {what}"
+        time.sleep(0.005)
+
+
+class Server:
+    """A listening socket in a pod, for TCP or UDP."""
+
+    def __init__(self, at: Pod, port: int, kind: int = socket.SOCK_STREAM) -> None:
+        self.socket = at.namespace.socket(socket.AF_INET, kind)
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self.socket.bind((at.address, port))
+        self.socket.settimeout(PATIENCE)
+        if kind == socket.SOCK_STREAM:
+            self.socket.listen()
+
+    def accept(self) -> socket.socket:
+        accepted, _ = self.socket.accept()
+        accepted.settimeout(PATIENCE)
+        return accepted
+
+    def __enter__(self) -> "Server":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.socket.close()
+
+
+def client(at: Pod, kind: int = socket.SOCK_STREAM) -> socket.socket:
+    made = at.namespace.socket(socket.AF_INET, kind)
+    made.settimeout(PATIENCE)
+    return made
+
+
+def send_all(sender: socket.socket, receiver: socket.socket, data: bytes) -> None:
+    """Through the connection, both ends in this thread."""
+    got = bytearray()
+    sender.setblocking(False)
+    try:
+        left = memoryview(data)
+        while len(got) < len(data):
+            if left:
+                with suppress(BlockingIOError):
+                    left = left[sender.send(left) :]
+            got += receiver.recv(1 << 20)
+    finally:
+        sender.settimeout(PATIENCE)
+    assert bytes(got) == data
+
+
+def exchange_tcp(source: Pod, target: Pod, address: str, port: int, server_port: int | None = None) -> tuple[str, int]:
+    """Connects, sends both ways, closes; returns the peer as the server saw it."""
+    with Server(target, server_port or port) as server, client(source) as connection:
+        connection.connect((address, port))
+        with server.accept() as accepted:
+            connection.sendall(b"ping")
+            assert accepted.recv(100) == b"ping"
+            accepted.sendall(b"pong")
+            assert connection.recv(100) == b"pong"
+            assert connection.getpeername() == (address, port)
+            peer: tuple[str, int] = accepted.getpeername()
+            return peer
+
+
+def exchange_udp(
+    source: Pod, target: Pod, address: str, port: int, size: int = 4, server_port: int | None = None
+) -> None:
+    """A datagram there and back; the reply comes from the address that was addressed."""
+    with Server(target, server_port or port, socket.SOCK_DGRAM) as server, client(source, socket.SOCK_DGRAM) as sender:
+        there, back = b"x" * size, b"y" * size
+        sender.sendto(there, (address, port))
+        data, peer = server.socket.recvfrom(65535)
+        assert data == there
+        assert peer[0] == source.address
+        server.socket.sendto(back, peer)
+        assert sender.recvfrom(65535) == (back, (address, port))
+
+
+def ping(source: Pod, address: str, size: int = 56) -> None:
+    source.namespace.run("ping", "-c", "1", "-n", "-W", "5", "-s", str(size), address)
+
+
+def no_drops(cluster: Cluster) -> None:
+    for node in cluster.nodes:
+        assert node.programs.drops() == {}, node.name
+
+
+def denied(world: Cluster, source: Pod, target: Pod, port: int, node: Node, reason: str) -> None:
+    """A TCP connection is attempted and dropped on that node for that reason."""
+    before = node.programs.counter(reason)
+    with Server(target, port), client(source) as connection:
+        connection.setblocking(False)
+        assert connection.connect_ex((target.address, port)) == errno.EINPROGRESS
+        wait_for(f"a drop {reason}", lambda: node.programs.counter(reason) > before)
+        with pytest.raises(OSError, match="not connected"):
+            connection.getpeername()
+
+
+def isolate(node: Node, name: str, *, ingress: bool = False, egress: bool = False, **lengths: int) -> None:
+    flags = (1 if ingress else 0) | (2 if egress else 0)
+    identity = IDENTITIES[name]
+    node.programs.maps["subjects"].set({"value": identity}, {"policy": identity, "flags": flags, **lengths})
+
+
+def allow(
+    node: Node, name: str, direction: int, sets: list[int], protocol: int = TCP, port: int = 0, length: int = 0
+) -> None:
+    key = {"policy": IDENTITIES[name], "direction": direction, "protocol": protocol, "length": length, "port": port}
+    node.programs.maps["rules"].set(key, {"sets": sets, "count": len(sets)})
+
+
+def member(node: Node, number: int, name: str) -> None:
+    node.programs.maps["members"].set({"set": number, "member": IDENTITIES[name]}, {"value": 1})
+
+
+def raise_generation(node: Node) -> None:
+    settings = node.programs.maps["settings"]
+    now = settings.get({"value": 0})
+    assert now is not None
+    settings.set({"value": 0}, {"value": now["value"] + 1})
+
+
+def serve(cluster: Cluster, port: int, backends: list[tuple[Pod, int]], protocol: int = TCP) -> None:
+    """The Service VIP:port on all nodes."""
+    for node in cluster.nodes:
+        maps = node.programs.maps
+        service = 7000 + protocol
+        maps["frontends"].set({"addr": VIP}, {})
+        maps["frontends"].set({"addr": VIP, "port": port, "protocol": protocol}, {"service": service})
+        for slot, (target, target_port) in enumerate(backends):
+            value = {"addr": target.address, "port": target_port}
+            maps["backends"].set({"service": service, "slot": slot}, value)
+        maps["services"].set({"value": service}, {"count": len(backends)})
