@@ -1,0 +1,257 @@
+"""The loader: what it leaves behind, above all when something goes wrong."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from tests.bpf.conftest import run_loader
+
+from node_agent.loader import Manifest, prune, read_manifest
+from node_agent.loader.layout import parse_layout
+from node_agent.loader.source import find_source, read_source
+
+MAPS_H = """
+#pragma once
+#ifndef SIZE_ours
+#define SIZE_ours 16
+#endif
+#ifndef SIZE_theirs
+#define SIZE_theirs 16
+#endif
+#define OWNED_BY_PROGRAMS theirs
+#define REASONS(REASON) REASON(0, FORWARDED, "forwarded") \\
+	REASON(1, OTHER, "another one")
+#define MAP_HASH(name, key, value) BPF_F_TABLE("hash" PIN_##name, key, value, name, SIZE_##name, BPF_F_NO_PREALLOC)
+#define MAP_LRU(name, key, value) BPF_F_TABLE("lru_hash" PIN_##name, key, value, name, SIZE_##name, 0)
+struct addr { u32 w[4]; };
+struct key { struct addr addr; __be16 port; u8 pad[2]; };
+struct value { u64 number; u32 flags; };
+MAP_HASH(ours, struct key, struct value);
+MAP_LRU(theirs, u32, struct value);
+"""
+POD_C = """
+#include "maps.h"
+int from_pod(struct __sk_buff *skb) { u32 key = 1; return theirs.lookup(&key) ? 0 : -1; }
+int to_pod(struct __sk_buff *skb) { struct key key = {}; return ours.lookup(&key) ? 0 : -1; }
+"""
+NETWORK_C = '#include "maps.h"\nint from_network(struct __sk_buff *skb) { return -1; }\n'
+SOCKET_C = "".join(
+    f"int {name}(struct bpf_sock_addr *ctx) {{ return 1; }}\n"
+    for kind in ("connect", "sendmsg", "recvmsg", "getpeername")
+    for name in (f"{kind}4", f"{kind}6")
+)
+
+
+@dataclass
+class Place:
+    """A source of two maps, and where it is loaded."""
+
+    source: Path
+    bpffs: Path
+    state: Path
+
+    def load(self, *options: str) -> subprocess.CompletedProcess[str]:
+        return run_loader(self.bpffs, self.state, "--source", str(self.source), *options)
+
+    def loaded(self, *options: str) -> Manifest:
+        result = self.load(*options)
+        assert result.returncode == 0, result.stderr
+        return self.manifest()
+
+    def manifest(self) -> Manifest:
+        manifest = read_manifest(self.state)
+        assert manifest is not None
+        return manifest
+
+    def edit(self, file: str, old: str, new: str) -> None:
+        path = self.source / file
+        text = path.read_text()
+        assert old in text
+        path.write_text(text.replace(old, new))
+
+    def pins(self) -> set[str]:
+        return {str(path.relative_to(self.bpffs)) for path in self.bpffs.rglob("*") if not path.is_dir()}
+
+    def map_ids(self) -> dict[str, int]:
+        return {name: _map_id(Path(entry.path)) for name, entry in self.manifest().maps.items()}
+
+
+def _map_id(path: Path) -> int:
+    shown = subprocess.run(["bpftool", "-j", "map", "show", "pinned", path], check=True, capture_output=True)
+    return int(json.loads(shown.stdout)["id"])
+
+
+@pytest.fixture
+def place(bpffs: Path, tmp_path: Path) -> Iterator[Place]:
+    source = tmp_path / "source"
+    source.mkdir()
+    for name, text in (("maps.h", MAPS_H), ("pod.c", POD_C), ("network.c", NETWORK_C), ("socket.c", SOCKET_C)):
+        (source / name).write_text(text)
+    shutil.copytree(find_source() / "stubs", source / "stubs")
+    directory = bpffs / "loader"
+    yield Place(source, directory, tmp_path / "state")
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.mark.root
+def test_manifest_names_what_is_pinned(place: Place) -> None:
+    manifest = place.loaded()
+    assert set(manifest.maps) == {"ours", "theirs"}
+    assert len(manifest.programs) == 11
+    paths = [entry.path for entry in manifest.maps.values()] + [entry.path for entry in manifest.programs.values()]
+    assert all(Path(path).exists() for path in paths)
+    assert manifest.reasons == {"0": ("FORWARDED", "forwarded"), "1": ("OTHER", "another one")}
+    ours = manifest.maps["ours"]
+    assert (ours.type, ours.max_entries, ours.key_size, ours.value_size) == ("hash", 16, 20, 16)
+    assert [tuple(field) for field in ours.key.fields] == [
+        ("addr", 0, 16, "addr"),
+        ("port", 16, 2, "be16"),
+        ("pad", 18, 2, "bytes"),
+    ]
+    assert [tuple(field) for field in ours.value.fields[:2]] == [("number", 0, 8, "u64"), ("flags", 8, 4, "u32")]
+    assert manifest.programs["connect4"].attach_type == "cgroup_inet4_connect"
+    assert manifest.programs["from_pod"].type == "sched_cls"
+
+
+@pytest.mark.root
+def test_nothing_is_compiled_twice(place: Place) -> None:
+    before = place.loaded()
+    ids = place.map_ids()
+    # Without a compiler's input: were it needed, this would fail.
+    shutil.rmtree(place.source / "stubs")
+    assert "nothing compiled" in place.load().stdout
+    assert (place.manifest(), place.map_ids()) == (before, ids)
+
+
+@pytest.mark.root
+def test_changed_source_gets_new_programs_and_the_same_maps(place: Place) -> None:
+    before = place.loaded()
+    ids = place.map_ids()
+    place.edit("network.c", "return -1", "return 0")
+    after = place.loaded()
+    assert after.digest != before.digest
+    assert place.map_ids() == ids
+    # The old ones are in use until the agent has moved its links.
+    assert Path(before.programs["from_pod"].path).exists()
+    assert prune(place.bpffs, after.digest) == [before.digest]
+    assert place.pins() == {"maps/ours", "maps/theirs"} | {f"programs/{after.digest}/{name}" for name in after.programs}
+
+
+@pytest.mark.root
+def test_lost_pins_are_made_again(place: Place) -> None:
+    manifest = place.loaded()
+    Path(manifest.programs["to_pod"].path).unlink()
+    assert "compiled and loaded" in place.load().stdout
+    assert Path(manifest.programs["to_pod"].path).exists()
+    Path(manifest.maps["ours"].path).unlink()
+    assert "compiled and loaded" in place.load().stdout
+    assert Path(manifest.maps["ours"].path).exists()
+
+
+@pytest.mark.root
+def test_another_size_of_a_map_of_the_programs_replaces_it(place: Place) -> None:
+    place.loaded()
+    ids = place.map_ids()
+    manifest = place.loaded("--size", "theirs=32")
+    assert manifest.maps["theirs"].max_entries == 32
+    now = place.map_ids()
+    assert now["ours"] == ids["ours"]
+    assert now["theirs"] != ids["theirs"]
+
+
+CHANGES = [
+    ("size", [], "MAP_HASH(ours", "", ["--size", "ours=32"], "16 entries", "32 entries"),
+    ("key", ["maps.h"], "u8 pad[2]", "u8 pad[6]", [], "key 20 B", "key 24 B"),
+    ("meaning", ["maps.h"], "u64 number; u32 flags", "u32 flags; u64 number", [], "other fields", "ours"),
+]
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(
+    ("name", "files", "old", "new", "options", "have", "want"), CHANGES, ids=[row[0] for row in CHANGES]
+)
+def test_another_definition_of_a_map_of_the_agent_is_refused(
+    place: Place, name: str, files: list[str], old: str, new: str, options: list[str], have: str, want: str
+) -> None:
+    before = place.loaded()
+    pins, ids = place.pins(), place.map_ids()
+    for file in files:
+        place.edit(file, old, new)
+    result = place.load(*options)
+    assert result.returncode == 3
+    assert "map ours" in result.stderr
+    assert have in result.stderr
+    assert want in result.stderr
+    assert (place.manifest(), place.pins(), place.map_ids()) == (before, pins, ids)
+    place.loaded(*options, "--recreate")
+    assert place.map_ids()["ours"] != ids["ours"]
+
+
+@pytest.mark.root
+def test_verifier_refusal_is_told_and_changes_nothing(place: Place) -> None:
+    before = place.loaded()
+    pins, ids = place.pins(), place.map_ids()
+    place.edit("network.c", "return -1", "return *(volatile u32 *)(long)skb->data")
+    place.edit("maps.h", "SIZE_theirs 16", "SIZE_theirs 64")
+    result = place.load()
+    assert result.returncode == 1
+    assert "program from_network" in result.stderr
+    assert "invalid access to packet" in result.stderr
+    assert (place.manifest(), place.pins(), place.map_ids()) == (before, pins, ids)
+
+
+@pytest.mark.root
+def test_compiler_errors_are_told_with_file_and_line(place: Place) -> None:
+    before = place.loaded()
+    place.edit("maps.h", "struct addr {", "strukt addr {")
+    result = place.load()
+    assert result.returncode == 1
+    assert "maps.h:14" in result.stderr
+    assert place.manifest() == before
+
+
+@pytest.mark.root
+def test_bad_settings(place: Place, tmp_path: Path) -> None:
+    assert "no such map" in place.load("--size", "nobody=5").stderr
+    assert place.load("--size", "ours=many").returncode == 2
+    result = run_loader(tmp_path / "not-bpffs", place.state, "--source", str(place.source))
+    assert result.returncode == 2
+    assert "mount -t bpf" in result.stderr
+
+
+def test_digest_follows_text_and_sizes(tmp_path: Path) -> None:
+    source = find_source()
+    plain = read_source(source, {})
+    copy = tmp_path / "bpf"
+    shutil.copytree(source, copy)
+    assert read_source(copy, {}).digest == plain.digest
+    assert read_source(source, {"endpoints": 5}).digest != plain.digest
+    with (copy / "include" / "nat.h").open("a") as file:
+        file.write("/* more */\n")
+    assert read_source(copy, {}).digest != plain.digest
+
+
+def test_every_map_and_reason_of_the_source_is_found() -> None:
+    source = read_source(find_source(), {})
+    assert {"endpoints", "connections", "settings", "counters", "events_drops"} <= set(source.maps)
+    assert source.owned_by_programs < set(source.maps)
+    assert source.reasons[0][0] == "FORWARDED"
+    assert sorted(source.reasons) == list(range(len(source.reasons)))
+    assert len({name for name, _ in source.reasons.values()}) == len(source.reasons)
+
+
+def test_layouts_that_no_map_may_have() -> None:
+    with pytest.raises(ValueError, match="union"):
+        parse_layout('["u", [["a","unsigned int"]], "union"]')
+    with pytest.raises(ValueError, match="is a struct"):
+        parse_layout('["s", [["a",["t",[["b","char"]],"struct_packed"]]], "struct_packed"]')
+
+
+def test_what_the_agent_imports_is_free_of_bcc() -> None:
+    code = "import sys, node_agent.loader; sys.exit('bcc' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
