@@ -101,6 +101,7 @@ async def serve(
     """
     runner = web.AppRunner(application(health, routes), access_log=None, shutdown_timeout=1.0)
     await runner.setup()
+    bound: Path | None = None
     try:
         port = None
         try:
@@ -108,6 +109,7 @@ async def serve(
                 unix_socket.parent.mkdir(parents=True, exist_ok=True)
                 _remove_stale(unix_socket)
                 await web.UnixSite(runner, str(unix_socket)).start()
+                bound = unix_socket
                 unix_socket.chmod(0o600)
             if listen is not None:
                 await web.TCPSite(runner, listen[0] or None, listen[1]).start()
@@ -118,5 +120,6 @@ async def serve(
         yield Serving(port, unix_socket)
     finally:
         await runner.cleanup()
-        if unix_socket is not None:
-            unix_socket.unlink(missing_ok=True)
+        # Only our own: where binding failed, the file may be another process's.
+        if bound is not None:
+            bound.unlink(missing_ok=True)

@@ -35,7 +35,8 @@ def configure(level: str = "info", format: str | None = None, service: str = "ti
         renderer = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), timestamp_key="time")]
     else:
         renderer = [
-            structlog.processors.dict_tracebacks,
+            # Without the local variables: they may hold keys and tokens.
+            structlog.processors.ExceptionRenderer(structlog.tracebacks.ExceptionDictTransformer(show_locals=False)),
             structlog.processors.EventRenamer("message"),
             structlog.processors.JSONRenderer(default=str),
         ]
