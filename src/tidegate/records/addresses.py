@@ -31,6 +31,10 @@ def is_ipv4(packed: bytes) -> bool:
 
 def pack_cidr(text: str) -> tuple[bytes, int]:
     """`10.0.0.0/24` as (16 bytes, 120). Raises ValueError for what is no CIDR or has host bits set."""
+    # ipaddress also takes bare addresses, netmasks, wildcard masks and zones: none of them is a CIDR to Kubernetes.
+    _, slash, length = text.partition("/")
+    if not slash or not length.isdecimal() or "%" in text:
+        raise ValueError(f"{text!r} is no CIDR: write address/length")
     network = ipaddress.ip_network(text)
     if network.version == 4:
         return MAPPED + network.network_address.packed, network.prefixlen + 96
