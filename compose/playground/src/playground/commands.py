@@ -1,0 +1,177 @@
+"""`tidegate playground …`: a cluster of network namespaces on this machine."""
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from playground.cleanup import clean
+from playground.layout import Layout
+from playground.processes import ours, read_register
+from playground.shell import inside
+from playground.supervisor import Options, Supervisor, check_machine
+from tidegate.runtime.errors import SettingsError
+from tidegate.runtime.lifecycle import supervise
+from tidegate.runtime.logging import configure
+
+PATIENCE = 180.0  # seconds for `up --detach`
+
+
+@click.group()
+@click.option("--name", default="", envvar="TIDEGATE_PLAYGROUND", help="For a second playground beside the first.")
+@click.pass_context
+def playground(context: click.Context, name: str) -> None:
+    """A whole cluster on one machine: nodes and pods are network namespaces."""
+    context.obj = Layout(name)
+
+
+def _fail(text: str) -> None:
+    raise click.ClickException(text)
+
+
+@playground.command()
+@click.option("--nodes", default=3, type=click.IntRange(1, 50), show_default=True)
+@click.option(
+    "--kubeconfig", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="An API server to use."
+)
+@click.option("--dual-stack", is_flag=True, help="IPv6 addresses as well (Services and policies are IPv4 so far).")
+@click.option("--detach", is_flag=True, help="Return when everything is ready; `down` ends it.")
+@click.option("--no-endpointslice-controller", is_flag=True, help="EndpointSlices are made by hand, or by the cluster.")
+@click.option("--sync-replicas", default=1, type=click.IntRange(1, 5), show_default=True)
+@click.option("--attach", type=click.Choice(["auto", "tcx", "clsact"]), default="auto", show_default=True)
+@click.pass_obj
+def up(
+    layout: Layout,
+    nodes: int,
+    kubeconfig: Path | None,
+    dual_stack: bool,
+    detach: bool,
+    no_endpointslice_controller: bool,
+    sync_replicas: int,
+    attach: str,
+) -> None:
+    """Starts a playground; what an earlier one left is removed first.
+
+    The API server is the one of --kubeconfig, or a kube-apiserver in the directory that KUBEBUILDER_ASSETS names,
+    or else a small one of the playground's own.
+    """
+    try:
+        check_machine()
+    except SettingsError as error:
+        _fail(str(error))
+    if detach:
+        _detach(layout)
+        return
+    options = Options(nodes, kubeconfig, dual_stack, not no_endpointslice_controller, sync_replicas, attach)
+    configure("info", None, "playground")
+    sys.exit(asyncio.run(supervise(lambda _: _up(layout, options), grace=30.0)))
+
+
+async def _up(layout: Layout, options: Options) -> None:
+    supervisor = Supervisor(layout, options, lambda text: click.echo(text))
+    try:
+        await supervisor.run(lambda: _tell(layout))
+    finally:
+        await clean(layout, spare=os.getpid())
+
+
+def _tell(layout: Layout) -> None:
+    register = read_register(layout.state)
+    click.echo(f"kubeconfig: {register['kubeconfig']}\netcd: {register['etcd']}")
+    sys.stdout.flush()
+
+
+def _detach(layout: Layout) -> None:
+    arguments = [argument for argument in sys.argv[1:] if argument != "--detach"]
+    log = Path("/var/log") / f"tidegate-playground{layout.name}.log"
+    environment = {**os.environ, "TIDEGATE_PLAYGROUND": layout.name}
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "playground", *_after_group(arguments)],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            env=environment,
+        )
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        register = read_register(layout.state)
+        if register.get("supervisor") == process.pid and register.get("ready"):
+            _tell(layout)
+            return
+        if process.poll() is not None:
+            _fail(f"the playground did not come up:\n{log.read_text(errors='replace')[-3000:]}")
+        time.sleep(0.02)
+    process.terminate()
+    _fail(f"the playground was not ready after {PATIENCE:g} s: see {log}")
+
+
+def _after_group(arguments: list[str]) -> list[str]:
+    """The command line from `up` on: it may have been called as `tidegate playground up`."""
+    return arguments[arguments.index("up") :]
+
+
+@playground.command()
+@click.pass_obj
+def down(layout: Layout) -> None:
+    """Ends the playground and removes all that it made; does nothing where there is none."""
+    asyncio.run(clean(layout))
+
+
+def _running(layout: Layout) -> dict[str, Any]:
+    register = read_register(layout.state)
+    processes = register.get("processes")
+    supervisor = processes.get("supervisor") if isinstance(processes, dict) else None
+    if not supervisor or not ours(supervisor):
+        _fail("no playground is up: tidegate playground up --detach")
+    return register
+
+
+@playground.command()
+@click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text")
+@click.pass_obj
+def status(layout: Layout, output: str) -> None:
+    """What runs, and where."""
+    register = _running(layout)
+    processes = {name: {**entry, "running": ours(entry)} for name, entry in register["processes"].items()}
+    found = {**register, "processes": processes}
+    if output == "json":
+        click.echo(json.dumps(found, indent=1))
+        return
+    click.echo(f"kubeconfig: {register.get('kubeconfig')}\netcd: {register.get('etcd')}")
+    for name, entry in processes.items():
+        click.echo(f"{name:24} pid {entry['pid']:>8}  {'running' if entry['running'] else 'not running'}")
+
+
+@playground.command(name="exec", context_settings={"ignore_unknown_options": True})
+@click.argument("pod")
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+@click.pass_obj
+def exec_(layout: Layout, pod: str, command: tuple[str, ...]) -> None:
+    """Runs COMMAND in the pod NAMESPACE/NAME, or with NODE instead of it on a node: in its network and its cgroup."""
+    namespace, cgroup = _whereabouts(layout, pod)
+    line = inside(namespace, cgroup, command)
+    os.execvp(line[0], line)  # noqa: S606  # no shell: the words are given as they are
+
+
+def _whereabouts(layout: Layout, pod: str) -> tuple[str, Path]:
+    space, slash, name = pod.partition("/")
+    if not slash:
+        cgroup = layout.node_cgroup(space)
+        if not cgroup.is_dir():
+            _fail(f"no node {space}: nodes are {', '.join(_running(layout)['nodes'])}")
+        return layout.node_namespace(space), cgroup / "agent"
+    found = list(layout.cgroup.glob(f"*/{space}_{name}"))
+    if not found:
+        _fail(f"no pod {pod} runs here: kubectl get pods -A")
+    network = layout.pod_namespace(space, name)
+    if not Path("/run/netns", network).exists():
+        network = layout.node_namespace(found[0].parent.name)  # a pod of the host network
+    return network, found[0]
