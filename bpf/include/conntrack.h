@@ -136,29 +136,58 @@ static bool open_connection(struct flow *flow, u32 generation, u64 now)
 	return !connections_new.update(&flow->tuple, fresh) || refuse(flow, REASON_MAP_FULL);
 }
 
+static bool has_other_vip(struct flow *flow, struct connection *connection)
+{
+	return !(connection->flags & CONN_NAT) || connection->vip_port != flow->vip_port ||
+	       !same_addr(&connection->vip, &flow->vip);
+}
+
+/* The entry of flow->tuple that stands for the packet's connection, if there is one. Sets flow->is_new. */
+static struct connection *find_connection(struct flow *flow, u64 now)
+{
+	struct connection *connection = connections.lookup(&flow->tuple);
+	flow->is_new = false;
+	if (connection) {
+		if (is_alive(flow, connection, now))
+			return connection;
+		/* It would hide the next one. */
+		connections.delete(&flow->tuple);
+	}
+	flow->is_new = true;
+	connection = connections_new.lookup(&flow->tuple);
+	return connection && is_alive(flow, connection, now) ? connection : NULL;
+}
+
+/* Judges a packet that no entry vouches for. What was found is looked up again afterwards: the verifier walks the
+ * judge once for every difference in what is known before it. */
+static bool judge_packet(struct __sk_buff *skb, struct flow *flow)
+{
+	bool reply = flow->reply;
+	flow->initiator = reply ? flow->destination : flow->source;
+	flow->responder = reply ? flow->source : flow->destination;
+	flow->initiator_port = reply ? flow->destination_port : flow->source_port;
+	flow->responder_port = reply ? flow->source_port : flow->destination_port;
+	return judge(skb, flow);
+}
+
 /* Finds or opens the packet's connection and judges it where needed. Sets flow->nat_reply with vip, vip_port. */
 static bool track(struct __sk_buff *skb, struct flow *flow)
 {
 	u64 now = seconds();
 	u32 generation = setting(SETTING_GENERATION);
 	set_tuple(flow, &flow->source, flow->source_port, &flow->destination, flow->destination_port, flow->protocol);
-	struct connection *connection = connections.lookup(&flow->tuple);
-	bool is_new = false;
-	if (connection && !is_alive(flow, connection, now)) {
-		if (flow->judged)
-			return true;
+	struct connection *connection = find_connection(flow, now);
+	if (connection && flow->vip_known && has_other_vip(flow, connection)) {
+		/* The client uses one port towards a Service and its backend, or our entry was lost and the backend's
+		 * packet made this one. What is addressed last holds. */
 		connections.delete(&flow->tuple);
 		connection = NULL;
 	}
-	if (!connection) {
-		connection = connections_new.lookup(&flow->tuple);
-		is_new = true;
-		if (connection && !is_alive(flow, connection, now))
-			connection = NULL;
-	}
-	bool reply = connection && is_reply(flow, connection);
-	if (connection && connection->flags & CONN_NAT) {
-		if (reply) {
+	flow->known = connection != NULL;
+	if (connection) {
+		flow->reply = is_reply(flow, connection);
+		flow->from_node = !!(connection->flags & CONN_FROM_NODE);
+		if (flow->reply && connection->flags & CONN_NAT) {
 			flow->nat_reply = true;
 			flow->vip = connection->vip;
 			flow->vip_port = connection->vip_port;
@@ -167,20 +196,16 @@ static bool track(struct __sk_buff *skb, struct flow *flow)
 	if (flow->judged)
 		return true;
 	if (!connection || connection->generation != generation) {
-		flow->initiator = reply ? flow->destination : flow->source;
-		flow->responder = reply ? flow->source : flow->destination;
-		flow->initiator_port = reply ? flow->destination_port : flow->source_port;
-		flow->responder_port = reply ? flow->source_port : flow->destination_port;
-		if (connection)
-			flow->from_node = !!(connection->flags & CONN_FROM_NODE);
-		if (!judge(skb, flow))
+		if (!judge_packet(skb, flow))
 			return false;
-		if (connection)
-			connection->generation = generation;
+		if (!flow->known)
+			return open_connection(flow, generation, now);
+		connection = flow->is_new ? connections_new.lookup(&flow->tuple) : connections.lookup(&flow->tuple);
+		if (!connection)
+			return true;
+		connection->generation = generation;
 	}
-	if (!connection)
-		return open_connection(flow, generation, now);
-	if (touch(flow, connection, reply, !is_new, now) && is_new) {
+	if (touch(flow, connection, flow->reply, !flow->is_new, now) && flow->is_new) {
 		connections.update(&flow->tuple, connection);
 		connections_new.delete(&flow->tuple);
 	}

@@ -37,6 +37,9 @@ struct flow {
 	/* The connection. For ICMP errors: that of the quoted packet, with the quoted packet's direction. */
 	struct tuple tuple;
 	bool swapped;   /* the packet's source stands second in the tuple */
+	bool known;     /* there is an entry for the connection */
+	bool is_new;    /* it is, or would be, in connections_new */
+	bool reply;     /* the packet goes from the responder to the initiator */
 	bool from_node; /* opened by the node itself */
 	bool judged;    /* a program before the stack has judged the packet */
 	bool vip_known; /* vip, vip_port and service below are set */

@@ -4,26 +4,20 @@
 /* The pass of the loop below that looks for rules without a port. */
 #define ANY_PROTOCOL 17
 
-static bool is_member(struct flow *flow, u32 set, u32 identity)
-{
-	if (set == SET_ANY)
-		return true;
-	flow->member.set = set;
-	flow->member.member = identity;
-	return members.lookup(&flow->member) != NULL;
-}
-
-/* Whether the rule at flow->rule, if there is one, names a set with the peer in it. */
-static bool rule_allows(struct flow *flow, u32 peer)
+/* Whether the rule at flow->rule, if there is one, names a set with the peer in it. flow->member.member is the peer. */
+static bool rule_allows(struct flow *flow)
 {
 	struct rule *rule = rules.lookup(&flow->rule);
 	if (!rule)
 		return false;
 	u32 count = rule->count;
+	if (rule->sets[0] == SET_ANY && count)
+		return true;
 	LOOP for (int i = 0; i < RULE_SETS; i++) {
 		if (i >= count)
 			break;
-		if (is_member(flow, rule->sets[i], peer))
+		flow->member.set = rule->sets[i];
+		if (members.lookup(&flow->member))
 			return true;
 	}
 	return false;
@@ -51,6 +45,7 @@ static bool ask_subject(struct flow *flow, u8 direction, u32 identity, u32 peer)
 	u16 port = ntohs(flow->responder_port);
 	flow->rule.policy = subject->policy;
 	flow->rule.direction = direction;
+	flow->member.member = peer;
 	LOOP for (int length = ANY_PROTOCOL; length >= 0; length--) {
 		if (!(passes & (1U << length)))
 			continue;
@@ -58,7 +53,7 @@ static bool ask_subject(struct flow *flow, u8 direction, u32 identity, u32 peer)
 		flow->rule.protocol = any ? 0 : flow->protocol;
 		flow->rule.length = any ? 0 : length;
 		flow->rule.port = any ? 0 : htons(port & (0xffff0000U >> length));
-		if (rule_allows(flow, peer))
+		if (rule_allows(flow))
 			return true;
 	}
 	if (!has_ports(flow->protocol) && flow->protocol != IPPROTO_ICMP)
