@@ -3,7 +3,7 @@
 import asyncio
 import json
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -96,13 +96,3 @@ async def end(process: asyncio.subprocess.Process, patience: float = 5.0) -> Non
             async with asyncio.timeout(patience):
                 await process.wait()
                 return
-
-
-async def until(what: str, check: Callable[[], object], patience: float = 60.0) -> None:
-    """Waits until `check` gives something true. Raises TimeoutError naming `what`."""
-    try:
-        async with asyncio.timeout(patience):
-            while not check():
-                await asyncio.sleep(0.02)
-    except TimeoutError as error:
-        raise TimeoutError(f"{what}: not after {patience:g} s") from error

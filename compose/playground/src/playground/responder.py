@@ -113,7 +113,7 @@ def main() -> None:
         try:
             responder.serve(protocol, int(port))
         except OSError as error:
-            print(f"{protocol} port {port}: {error}", file=sys.stderr, flush=True)
+            sys.stderr.write(f"{protocol} port {port}: {error}\n")
     responder.run()
 
 

@@ -1,4 +1,4 @@
-"""node-agent: copies what etcd says into the eBPF maps of this node's kernel. Reads etcd, writes nothing but the kernel."""
+"""node-agent: copies what etcd says into the eBPF maps of this node's kernel, and writes nothing else."""
 
 import importlib.metadata
 import socket

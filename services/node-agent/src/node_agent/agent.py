@@ -35,7 +35,6 @@ CHECK = 5.0  # seconds between looks at whether our programs are still where the
 
 WRITES = metrics.counter("map_writes", "Entries written to or removed from maps.", ("map",))
 APPLY = metrics.histogram("apply", "From a change, as received, to the last of its entries in the maps.")
-EVENTS = metrics.counter("store_events", "Changes of the store received.")
 
 log = get_logger()
 
@@ -143,7 +142,6 @@ class Agent:
         await self._host_ready.wait()
         async with aclosing(self._store.follow(self._keys.prefix)) as changes:
             async for change in changes:
-                EVENTS.inc()
                 if isinstance(change, Snapshot):
                     self.view.snapshot(change.values)
                 else:

@@ -48,7 +48,7 @@ class Attachments:
         self._fds = {name: links.open_pin(Path(entry.path)) for name, entry in manifest.programs.items()}
         self._ids = {name: links.program_id(fd) for name, fd in self._fds.items()}
         self._cgroup_programs = {n: e.attach_type for n, e in manifest.programs.items() if e.attach_type}
-        self.tcx = mode == "tcx" or (mode == "auto" and links.has_tcx())
+        self.tcx = mode == "tcx" or (mode == "auto" and links.has_tcx(self._fds["to_pod"]))
         self.repairs = 0
         self.devices: dict[int, str] = {}
 

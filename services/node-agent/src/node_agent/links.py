@@ -13,6 +13,8 @@ from pathlib import Path
 
 _NR_BPF = {"x86_64": 321, "aarch64": 280}
 
+LOOPBACK = 1  # ifindex, in every network namespace
+
 OBJ_PIN, OBJ_GET, GET_INFO, LINK_CREATE, LINK_UPDATE = 6, 7, 15, 28, 29
 
 ATTACH = {
@@ -96,11 +98,12 @@ def program_id(fd: int) -> int:
     return int(struct.unpack_from("=I", _info(fd, 16), 4)[0])  # struct bpf_prog_info: type, id
 
 
-@cache
-def has_tcx() -> bool:
-    """Whether the kernel has tcx hooks (6.6 and later), asked by an attachment that must fail for another reason."""
+def has_tcx(program: int) -> bool:
+    """Whether the kernel has tcx hooks (6.6 and later): attaches a sched_cls program to the loopback for a moment."""
     try:
-        os.close(create(0, 1, "tcx_ingress"))
+        os.close(create(program, LOOPBACK, "tcx_egress"))
     except OSError as error:
-        return error.errno != errno.EINVAL
+        if error.errno == errno.EINVAL:
+            return False
+        raise
     return True
