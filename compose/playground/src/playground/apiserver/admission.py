@@ -1,0 +1,162 @@
+"""What the server fills in before it stores: the defaults of the API documentation, addresses, node ports."""
+
+import ipaddress
+import uuid
+from datetime import UTC, datetime
+from typing import Any
+
+from playground.apiserver.kinds import (
+    ENDPOINT_SLICE,
+    NAMESPACE,
+    NETWORK_POLICY,
+    NODE,
+    POD,
+    SERVICE,
+    Kind,
+    Object,
+    invalid,
+)
+from playground.apiserver.storage import Storage
+
+NODE_PORTS = range(30000, 32768)
+
+
+def now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+class Admission:
+    def __init__(self, storage: Storage, service_cidr: str) -> None:
+        self._storage = storage
+        self._network = ipaddress.ip_network(service_cidr)
+        self._next = 10  # the lower addresses of a range are for those that ask for them
+
+    def create(self, kind: Kind, item: Object) -> None:
+        """Fills in a new object, in place."""
+        metadata = item["metadata"]
+        metadata.setdefault("uid", str(uuid.uuid4()))
+        metadata["creationTimestamp"] = now()
+        metadata.pop("deletionTimestamp", None)
+        if kind not in (NAMESPACE, NODE):
+            metadata.setdefault("generation", 1)
+        if kind is NAMESPACE:
+            metadata.setdefault("labels", {})["kubernetes.io/metadata.name"] = metadata["name"]
+            item.setdefault("spec", {"finalizers": ["kubernetes"]})
+            item.setdefault("status", {"phase": "Active"})
+        elif kind is POD:
+            item.setdefault("status", {"phase": "Pending", "qosClass": "BestEffort"})
+        self.default(kind, item, None)
+
+    def default(self, kind: Kind, item: Object, before: Object | None) -> None:
+        """Fills in what may be left out, at creation and at each update."""
+        if kind is POD:
+            _default_pod(item)
+        elif kind is SERVICE:
+            self._default_service(item, before)
+        elif kind is NETWORK_POLICY:
+            _default_policy(item)
+        elif kind is ENDPOINT_SLICE:
+            for port in item.get("ports") or []:
+                port.setdefault("name", "")
+                port.setdefault("protocol", "TCP")
+
+    def _default_service(self, item: Object, before: Object | None) -> None:
+        spec: dict[str, Any] = item.setdefault("spec", {})
+        item.setdefault("status", {"loadBalancer": {}})
+        spec.setdefault("type", "ClusterIP")
+        spec.setdefault("sessionAffinity", "None")
+        for port in spec.get("ports") or []:
+            port.setdefault("protocol", "TCP")
+            port.setdefault("targetPort", port.get("port"))
+        if spec["type"] == "ExternalName":
+            return
+        spec.setdefault("internalTrafficPolicy", "Cluster")
+        self._assign_address(item, spec, before)
+        if spec["type"] in ("NodePort", "LoadBalancer"):
+            spec.setdefault("externalTrafficPolicy", "Cluster")
+            self._assign_node_ports(item, spec)
+
+    def _assign_address(self, item: Object, spec: dict[str, Any], before: Object | None) -> None:
+        if before is not None and "clusterIP" not in spec:
+            for name in ("clusterIP", "clusterIPs"):
+                if name in before["spec"]:
+                    spec[name] = before["spec"][name]
+        if spec.get("clusterIP") == "None":
+            spec["clusterIPs"] = ["None"]
+        elif not spec.get("clusterIP"):
+            spec["clusterIP"] = self._free_address(item)
+            spec["clusterIPs"] = [spec["clusterIP"]]
+        else:
+            self._check_address(item, spec["clusterIP"])
+            spec.setdefault("clusterIPs", [spec["clusterIP"]])
+        family = "IPv6" if ":" in spec["clusterIP"] else "IPv4"
+        spec.setdefault("ipFamilies", [family])
+        spec.setdefault("ipFamilyPolicy", "SingleStack")
+
+    def _taken(self, item: Object) -> dict[str, str]:
+        own = item["metadata"]["namespace"], item["metadata"]["name"]
+        found = {}
+        for other in self._storage.all(SERVICE):
+            key = other["metadata"]["namespace"], other["metadata"]["name"]
+            if key != own:
+                found.update({address: "/".join(key) for address in other["spec"].get("clusterIPs") or []})
+        return found
+
+    def _free_address(self, item: Object) -> str:
+        taken = self._taken(item)
+        for _ in range(self._network.num_addresses):
+            address = str(self._network[self._next])
+            self._next = self._next + 1 if self._next < self._network.num_addresses - 2 else 10
+            if address not in taken:
+                return address
+        raise invalid(SERVICE, item["metadata"]["name"], [("spec.clusterIPs", "no address left in the range")])
+
+    def _check_address(self, item: Object, address: str) -> None:
+        name = item["metadata"]["name"]
+        try:
+            parsed = ipaddress.ip_address(address)
+        except ValueError as error:
+            text = f'Invalid value: "{address}": must be a valid IP address'
+            raise invalid(SERVICE, name, [("spec.clusterIPs[0]", text)]) from error
+        if parsed.version == self._network.version and parsed not in self._network:
+            text = f'Invalid value: "{address}": the provided IP is not in the valid range {self._network}'
+            raise invalid(SERVICE, name, [("spec.clusterIPs", text)])
+        if address in self._taken(item):
+            text = f'Invalid value: "{address}": provided IP is already allocated'
+            raise invalid(SERVICE, name, [("spec.clusterIPs", text)])
+
+    def _assign_node_ports(self, item: Object, spec: dict[str, Any]) -> None:
+        own = item["metadata"]["namespace"], item["metadata"]["name"]
+        taken = {
+            (port["nodePort"], port["protocol"])
+            for other in self._storage.all(SERVICE)
+            if (other["metadata"]["namespace"], other["metadata"]["name"]) != own
+            for port in other["spec"].get("ports") or []
+            if port.get("nodePort")
+        }
+        for index, port in enumerate(spec.get("ports") or []):
+            if not port.get("nodePort"):
+                port["nodePort"] = next(n for n in NODE_PORTS if (n, port["protocol"]) not in taken)
+            elif (port["nodePort"], port["protocol"]) in taken:
+                text = f"Invalid value: {port['nodePort']}: provided port is already allocated"
+                raise invalid(SERVICE, item["metadata"]["name"], [(f"spec.ports[{index}].nodePort", text)])
+            taken.add((port["nodePort"], port["protocol"]))
+
+
+def _default_pod(item: Object) -> None:
+    spec = item.setdefault("spec", {})
+    spec.setdefault("restartPolicy", "Always")
+    spec.setdefault("terminationGracePeriodSeconds", 30)
+    spec.setdefault("dnsPolicy", "ClusterFirst")
+    for container in [*(spec.get("containers") or []), *(spec.get("initContainers") or [])]:
+        for port in container.get("ports") or []:
+            port.setdefault("protocol", "TCP")
+
+
+def _default_policy(item: Object) -> None:
+    spec = item.setdefault("spec", {})
+    if not spec.get("policyTypes"):
+        spec["policyTypes"] = ["Ingress", *(["Egress"] if spec.get("egress") else [])]
+    for rule in [*(spec.get("ingress") or []), *(spec.get("egress") or [])]:
+        for port in rule.get("ports") or []:
+            port.setdefault("protocol", "TCP")
