@@ -1,0 +1,149 @@
+"""What etcd says, read once: all records of a cluster, by kind."""
+
+import asyncio
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from tidegate.records import (
+    BackendShard,
+    Endpoint,
+    Identity,
+    Keyspace,
+    Node,
+    PeerSet,
+    PeerShard,
+    Problem,
+    Record,
+    RecordError,
+    Rules,
+    Service,
+    Subject,
+    Synced,
+    decode,
+)
+from tidegate.runtime.settings import CommonSettings, store_options
+from tidegate.store import StoreError, UnavailableError
+from tidegate.store.etcd import EtcdStore
+
+R = TypeVar("R", bound=Record)
+F = TypeVar("F", bound=Callable[..., Any])
+
+Name = tuple[str, ...]
+
+RUN = Path("/run/tidegate")
+
+
+@dataclass
+class Cluster:
+    """All records by kind and name; `unreadable`: key → why."""
+
+    revision: int = 0
+    size: int = 0  # bytes of all values
+    by_kind: dict[type[Record], dict[Name, Record]] = field(default_factory=dict)
+    unreadable: dict[str, str] = field(default_factory=dict)
+    leaders: dict[str, str] = field(default_factory=dict)  # service → holder
+
+    def all(self, kind: type[R]) -> dict[Name, R]:
+        return self.by_kind.get(kind, {})  # type: ignore[return-value]
+
+    def identity(self, number: int) -> Identity | None:
+        return self.all(Identity).get((str(number),))
+
+    def rules_of(self, identity: int) -> Rules | None:
+        subject = self.all(Subject).get((str(identity),))
+        return self.all(Rules).get((str(subject.policy),)) if subject else None
+
+    def members(self, group: int) -> set[int]:
+        shards = (record for name, record in self.all(PeerShard).items() if name[0] == str(group))
+        return {member for shard in shards for member in shard.members}
+
+    def set_text(self, group: int) -> str:
+        if group == 1:
+            return "everybody"
+        record = self.all(PeerSet).get((str(group),))
+        return record.text if record else f"set {group}"
+
+    def addresses(self) -> dict[bytes, str]:
+        """Address → who has it, in words."""
+        found = {a: f"node {name[0]}" for name, node in self.all(Node).items() for a in node.addresses}
+        for name, service in self.all(Service).items():
+            found.update(dict.fromkeys(service.cluster_ips, f"service {'/'.join(name)}"))
+        for name, endpoint in self.all(Endpoint).items():
+            found.update(dict.fromkeys(endpoint.addresses, "/".join(name)))
+        return found
+
+
+def parse(keys: Keyspace, values: Mapping[str, bytes], revision: int = 0) -> Cluster:
+    cluster = Cluster(revision, sum(map(len, values.values())))
+    for key, value in values.items():
+        if key.startswith(f"{keys.root}leader/"):
+            cluster.leaders[key.rsplit("/", 1)[-1]] = value.decode(errors="replace")
+            continue
+        parsed = keys.parse(key)
+        if parsed is None:
+            continue
+        try:
+            cluster.by_kind.setdefault(parsed.kind, {})[parsed.name] = decode(parsed.kind, value)
+        except RecordError as error:
+            cluster.unreadable[key] = str(error)
+    return cluster
+
+
+def reads_cluster(command: F) -> F:
+    """Adds the etcd options; the command gets them as `common`."""
+    return store_options(command)  # type: ignore[return-value]
+
+
+def resolve(common: CommonSettings) -> CommonSettings:
+    """The etcd of the playground, where one is up and the user has named none."""
+    context = click.get_current_context()
+    chosen = context.get_parameter_source("etcd")
+    state = RUN / "playground" / "state.json"
+    if chosen is not click.core.ParameterSource.DEFAULT or not state.exists():
+        return common
+    known = json.loads(state.read_text())
+    if not known.get("etcd"):
+        return common
+    return replace(common, etcd=(known["etcd"],), cluster=known.get("cluster", common.cluster))
+
+
+def load(common: CommonSettings) -> Cluster:
+    """Reads the cluster, or ends the command with a sentence."""
+    settings = resolve(common)
+
+    async def read() -> Cluster:
+        keys = Keyspace(settings.cluster)
+        store = EtcdStore(settings)
+        try:
+            snapshot = await store.snapshot(keys.root)
+        finally:
+            await store.close()
+        return parse(keys, snapshot.values, snapshot.revision)
+
+    try:
+        cluster = asyncio.run(read())
+    except UnavailableError as error:
+        raise click.ClickException(f"{error}. Name etcd with --etcd or TIDEGATE_ETCD") from error
+    except StoreError as error:
+        raise click.ClickException(str(error)) from error
+    if not cluster.all(Synced) and not cluster.by_kind:
+        text = f"etcd at {', '.join(settings.etcd)} holds nothing of a cluster {settings.cluster!r}"
+        raise click.ClickException(f"{text}: name another with --cluster, or start the sync services")
+    return cluster
+
+
+def backends(cluster: Cluster, name: Name) -> BackendShard:
+    """All backends of a Service as one record."""
+    shards = [record for key, record in cluster.all(BackendShard).items() if key[:2] == name]
+    merged = {backend.address: backend for shard in shards for backend in shard.backends}
+    return BackendShard(backends=tuple(merged[address] for address in sorted(merged)))
+
+
+def problems(cluster: Cluster) -> list[tuple[str, str, str, str, str]]:
+    """(writer, kind, namespace, name, reason) of objects that were not understood."""
+    return [(*name, record.reason) for name, record in sorted(cluster.all(Problem).items())]  # type: ignore[misc]

@@ -1,0 +1,191 @@
+"""`tidegate services`, `identities`, `endpoints`, `decode`, `version`."""
+
+import base64
+import importlib.metadata
+import json
+import sys
+from typing import Any
+
+import click
+
+from tidegate.cli import render
+from tidegate.cli.cluster import backends, load, reads_cluster
+from tidegate.cli.output import output_option, show_json, show_table
+from tidegate.records import Backend, Endpoint, Identity, RecordError, Service, ServicePort
+from tidegate.records.addresses import unpack_address
+from tidegate.records.codec import unpack
+from tidegate.runtime.settings import CommonSettings
+
+
+def _state(backend: Backend) -> str:
+    if backend.ready:
+        return ""
+    return "terminating" if backend.terminating else "serving" if backend.serving else "not ready"
+
+
+def _service_row(
+    name: tuple[str, ...], service: Service, port: ServicePort, known: tuple[Backend, ...]
+) -> dict[str, Any]:
+    return {
+        "namespace": name[0],
+        "name": name[1],
+        "type": service.type,
+        "addresses": [unpack_address(address) for address in service.cluster_ips],
+        "port": port.port,
+        "port_name": port.name,
+        "protocol": render.protocol(port.protocol),
+        "id": port.id,
+        "backends": [
+            {
+                "address": unpack_address(backend.address),
+                "port": backend.ports[port.name],
+                "node": backend.node,
+                "state": _state(backend) or "ready",
+            }
+            for backend in known
+            if port.name in backend.ports
+        ],
+    }
+
+
+def _service_rows(namespace: str | None, common: CommonSettings) -> list[dict[str, Any]]:
+    cluster = load(common)
+    rows: list[dict[str, Any]] = []
+    for name, service in sorted(cluster.all(Service).items()):
+        if namespace in (None, name[0]):
+            rows += [_service_row(name, service, port, backends(cluster, name).backends) for port in service.ports]
+    return rows
+
+
+@click.command()
+@reads_cluster
+@click.option("-n", "--namespace", help="Only this namespace.")
+@output_option
+def services(common: CommonSettings, namespace: str | None, output: str) -> None:
+    """Services: frontends and backends, as etcd has them."""
+    rows = _service_rows(namespace, common)
+    if output == "json":
+        show_json(rows)
+        return
+    show_table(
+        ("service", "frontend", "backends"),
+        (
+            (
+                f"{row['namespace']}/{row['name']}",
+                " ".join(f"{address}:{row['port']}/{row['protocol']}" for address in row["addresses"]),
+                " ".join(
+                    f"{b['address']}:{b['port']}" + ("" if b["state"] == "ready" else f" ({b['state']})")
+                    for b in row["backends"]
+                )
+                or "none",
+            )
+            for row in rows
+        ),
+    )
+
+
+def _words(labels: dict[str, str]) -> str:
+    return ",".join(f"{key}={value}" for key, value in labels.items())
+
+
+@click.command()
+@reads_cluster
+@output_option
+def identities(common: CommonSettings, output: str) -> None:
+    """Identities: pods of equal namespace and labels, how many of them, and the rules that hold for them."""
+    cluster = load(common)
+    pods: dict[int, int] = {}
+    for endpoint in cluster.all(Endpoint).values():
+        pods[endpoint.identity] = pods.get(endpoint.identity, 0) + 1
+    rows: list[dict[str, Any]] = []
+    for (number,), identity in sorted(cluster.all(Identity).items(), key=lambda item: (item[1].namespace, item[0])):
+        rules = cluster.rules_of(int(number))
+        rows.append(
+            {
+                "id": int(number),
+                "namespace": identity.namespace,
+                "labels": identity.labels,
+                "pods": pods.get(int(number), 0),
+                "judged": rules is not None,
+                "policies": list(rules.policies) if rules else [],
+            }
+        )
+    if output == "json":
+        show_json(rows)
+        return
+    show_table(
+        ("id", "namespace", "labels", "pods", "policies"),
+        (
+            (
+                row["id"],
+                row["namespace"],
+                _words(row["labels"]),
+                row["pods"],
+                (" ".join(row["policies"]) or "none") if row["judged"] else "rules not made yet",
+            )
+            for row in rows
+        ),
+    )
+
+
+@click.command()
+@reads_cluster
+@click.option("-n", "--namespace", help="Only this namespace.")
+@output_option
+def endpoints(common: CommonSettings, namespace: str | None, output: str) -> None:
+    """Endpoints: pods with their addresses, nodes and identities."""
+    cluster = load(common)
+    rows = [
+        {
+            "namespace": name[0],
+            "name": name[1],
+            "addresses": [unpack_address(address) for address in endpoint.addresses],
+            "node": endpoint.node,
+            "identity": endpoint.identity,
+            "workload": f"{endpoint.workload_kind}/{endpoint.workload_name}",
+        }
+        for name, endpoint in sorted(cluster.all(Endpoint).items())
+        if not namespace or name[0] == namespace
+    ]
+    if output == "json":
+        show_json(rows)
+        return
+    show_table(
+        ("pod", "addresses", "node", "identity", "workload"),
+        (
+            (f"{r['namespace']}/{r['name']}", " ".join(r["addresses"]), r["node"], r["identity"], r["workload"])  # type: ignore[arg-type]
+            for r in rows
+        ),
+    )
+
+
+def decoded(key: str, value: bytes) -> dict[str, Any]:
+    """One key and value as etcd has them, readable; a value that is no record stays as it is."""
+    try:
+        return {"key": key, "value": render.plain(unpack(value))}
+    except RecordError as error:
+        return {"key": key, "text": value.decode(errors="replace"), "note": str(error)}
+
+
+@click.command()
+def decode() -> None:
+    """Reads what `etcdctl get … -w json` printed, from standard input, and shows keys and values."""
+    raw = sys.stdin.read()
+    try:
+        answer = json.loads(raw)
+        found = [
+            decoded(base64.b64decode(item["key"]).decode(), base64.b64decode(item.get("value", "")))
+            for item in answer.get("kvs", [])
+        ]
+    except (ValueError, KeyError, AttributeError) as error:
+        text = "standard input is not the output of etcdctl get … -w json"
+        raise click.ClickException(
+            f"{text} ({error}). Use: etcdctl get --prefix KEY -w json | tidegate decode"
+        ) from error
+    show_json(found)
+
+
+@click.command()
+def version() -> None:
+    """The version of this command."""
+    click.echo(importlib.metadata.version("tidegate"))

@@ -1,0 +1,124 @@
+"""`tidegate status`: whether it works, and what does not."""
+
+import asyncio
+from typing import Any
+
+import click
+
+from tidegate.cli import agents
+from tidegate.cli.cluster import RUN, Cluster, load, problems, reads_cluster
+from tidegate.cli.output import output_option, show_json, show_table
+from tidegate.records import (
+    Endpoint,
+    Identity,
+    Node,
+    Record,
+    Rules,
+    Service,
+    Subject,
+    Synced,
+)
+from tidegate.runtime.settings import CommonSettings
+
+WRITERS = ("endpoint-sync", "policy-sync")
+COUNTED: dict[str, type[Record]] = {
+    "nodes": Node,
+    "endpoints": Endpoint,
+    "identities": Identity,
+    "services": Service,
+    "rules": Rules,
+    "subjects": Subject,
+}
+
+
+async def _ask_all() -> list[dict[str, Any]]:
+    return list(await asyncio.gather(*(agents.status(agent) for agent in agents.find(RUN))))
+
+
+def collect(cluster: Cluster, nodes: list[dict[str, Any]]) -> dict[str, Any]:
+    """Everything as one value; `healthy` says whether there is nothing to do. Pure."""
+    synced = cluster.all(Synced)
+    writers = [
+        {
+            "writer": writer,
+            "leader": cluster.leaders.get(writer),
+            "synced": (writer,) in synced,
+            "epoch": synced[(writer,)].epoch if (writer,) in synced else None,
+        }
+        for writer in WRITERS
+    ]
+    refused = [
+        {"writer": writer, "kind": kind, "namespace": "" if space == "-" else space, "name": name, "reason": reason}
+        for writer, kind, space, name, reason in problems(cluster)
+    ]
+    healthy = (
+        all(writer["leader"] and writer["synced"] for writer in writers)
+        and all(node.get("ready") and not node.get("full") for node in nodes)
+        and not cluster.unreadable
+    )
+    return {
+        "healthy": healthy,
+        "revision": cluster.revision,
+        "bytes": cluster.size,
+        "records": {name: len(cluster.all(kind)) for name, kind in COUNTED.items()},
+        "writers": writers,
+        "problems": refused,
+        "unreadable": cluster.unreadable,
+        "nodes": nodes,
+    }
+
+
+@click.command()
+@reads_cluster
+@output_option
+@click.pass_context
+def status(context: click.Context, common: CommonSettings, output: str) -> None:
+    """Writers, records, refused objects, and the agents of this machine. Exits with 1 where something is wrong."""
+    found = collect(load(common), asyncio.run(_ask_all()))
+    if output == "json":
+        show_json(found)
+    else:
+        _print(found)
+    context.exit(0 if found["healthy"] else 1)
+
+
+def _print(found: dict[str, Any]) -> None:
+    show_table(
+        ("writer", "leader", "state"),
+        (
+            (w["writer"], w["leader"] or "nobody", f"complete, epoch {w['epoch']}" if w["synced"] else "not complete")
+            for w in found["writers"]
+        ),
+    )
+    records = ", ".join(f"{count} {name}" for name, count in found["records"].items())
+    click.echo(f"\netcd: revision {found['revision']}, {found['bytes']} bytes of values: {records}\n")
+    if found["nodes"]:
+        show_table(
+            ("node", "state", "hooks", "pods", "fullest map", "writes", "memory", "drops"), map(_row, found["nodes"])
+        )
+    for node in found["nodes"]:
+        for name, text in {**node.get("full", {}), **node.get("problems", {})}.items():
+            click.echo(f"{node['node']}: {name}: {text}")
+    for problem in found["problems"]:
+        where = "/".join(filter(None, (problem["namespace"], problem["name"])))
+        click.echo(f"refused by {problem['writer']}: {problem['kind']} {where}: {problem['reason']}")
+    for key, reason in found["unreadable"].items():
+        click.echo(f"unreadable: {key}: {reason}")
+
+
+def _row(node: dict[str, Any]) -> tuple[Any, ...]:
+    if "error" in node:
+        return node["node"], node["error"], "", "", "", "", "", ""
+    waiting = "; ".join(text for text in node["components"].values() if text != "ready")
+    fullest, state = max(node["maps"].items(), key=lambda item: item[1]["entries"] / item[1]["capacity"])
+    drops = " ".join(f"{reason}={values['packets']}" for reason, values in node["drops"].items())
+    return (
+        node["node"],
+        "ready" if node["ready"] else waiting,
+        node["attached_by"],
+        len(node["endpoints"]),
+        f"{fullest} {100 * state['entries'] / state['capacity']:.1f}%",
+        node["map_writes_total"],
+        f"{node['memory_mib']} MiB",
+        drops or "none",
+    )
