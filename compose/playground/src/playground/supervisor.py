@@ -121,11 +121,13 @@ class Supervisor:
         return server
 
     async def _run_all(self, group: asyncio.TaskGroup, ready: Callable[[], None], own_api: bool) -> None:
+        # They need etcd only, and the longest time: each compiles its programs.
+        self._start_agents(group)
         if own_api:
             # Always on the same port: a kubeconfig must outlive a restart of the server.
             group.create_task(self._keep("apiserver", self._api_command(free_port())))
         api = await self._connect()
-        self._say("registering nodes, starting services and agents")
+        self._say("starting agents and services, registering nodes")
         self._start_services(group)
         for node in self._nodes:
             await register_node(api, node, self._options.dual_stack)
@@ -179,12 +181,16 @@ class Supervisor:
                     f"--http-socket={self.service_socket(name)}",
                 ]
                 group.create_task(self._keep(name, command))
+
+    def _start_agents(self, group: asyncio.TaskGroup) -> None:
+        programs = Path(sys.executable).parent
         for node in self._nodes:
             cgroup = self._layout.node_cgroup(node.name)
             (cgroup / "agent").mkdir(parents=True, exist_ok=True)
             command = [
                 str(programs / "tidegate-node-agent"),
-                *common,
+                f"--cluster={CLUSTER}",
+                "--listen=",
                 f"--node={node.name}",
                 f"--etcd={self._etcd.unix}",
                 f"--bpffs={self._layout.bpffs / node.name}",

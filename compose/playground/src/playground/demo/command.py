@@ -176,10 +176,6 @@ class Demo:
         for column in ("Service", "ClusterIP", "answers by backend"):
             table.add_column(column)
         allowed = {target.words: next(iter(sorted(expected.allowed[target.words]))) for target in wanted}
-        nodes = {
-            f"{p['metadata']['namespace']}/{p['metadata']['name']}": p
-            for p in await self.kube_json("get", "pods", "-A")
-        }
         for target in wanted:
             application = allowed[target.words]
             namespace, pod = expected.clients[application], f"{application}-1"
