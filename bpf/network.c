@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
 /* Entry point at the ingress of the node's own devices. What is not for a pod of this node passes untouched. */
 
 static int handle_from_network(struct __sk_buff *skb, struct flow *flow, struct endpoint *destination)

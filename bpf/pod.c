@@ -1,4 +1,9 @@
+/* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
 /* Entry points at a pod's host-side veth: from_pod at its ingress, to_pod at its egress. */
+
+/* What the kernel is told of all programs: several helpers are for GPL-compatible ones. */
+#define BPF_LICENSE GPL
+
 #include <linux/if_ether.h>
 #include <linux/in.h>
 #include <linux/ip.h>

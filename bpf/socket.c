@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
 /* Entry points in the cgroup of a node's pods. The IPv6 ones see IPv4 peers too, mapped, where an application uses
  * IPv6 sockets for both. */
 #include "include/socket_lb.h"

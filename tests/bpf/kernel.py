@@ -202,17 +202,20 @@ class _TestRun(ctypes.Structure):
 
 # Offsets in struct __sk_buff of the kernel's user API.
 _SKB_SIZE = 192
-_MARK_AT, _INGRESS_IFINDEX_AT, _IFINDEX_AT = 8, 36, 40
+_MARK_AT, _INGRESS_IFINDEX_AT, _IFINDEX_AT, _GSO_SEGS_AT, _GSO_SIZE_AT = 8, 36, 40, 164, 176
 
 
 def run_program(
-    fd: int, frame: bytes, *, ingress_ifindex: int = 0, ifindex: int = 1, mark: int = 0
+    fd: int, frame: bytes, *, ingress_ifindex: int = 0, ifindex: int = 1, mark: int = 0, gso_size: int = 0
 ) -> tuple[int, bytes, int]:
     """One packet through a tc program: (action, packet afterwards, mark afterwards)."""
     context = ctypes.create_string_buffer(_SKB_SIZE)
     struct.pack_into("<I", context, _MARK_AT, mark)
     struct.pack_into("<I", context, _INGRESS_IFINDEX_AT, ingress_ifindex)
     struct.pack_into("<I", context, _IFINDEX_AT, ifindex)
+    if gso_size:
+        struct.pack_into("<I", context, _GSO_SEGS_AT, len(frame) // gso_size + 1)
+        struct.pack_into("<I", context, _GSO_SIZE_AT, gso_size)
     data = ctypes.create_string_buffer(frame, len(frame))
     out = ctypes.create_string_buffer(len(frame) + 256)
     options = _TestRun(

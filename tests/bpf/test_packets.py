@@ -69,7 +69,7 @@ def isolated(flags: int) -> Change:
 
 
 def closed(node: Loaded) -> None:
-    node.maps["endpoints"].set({"addr": POD}, {"ifindex": IFINDEX, "flags": 1 | 8})
+    node.maps["endpoints"].set({"addr": POD}, {"identity": 300, "ifindex": IFINDEX, "flags": 1 | 8})
 
 
 def service(node: Loaded) -> None:
@@ -350,6 +350,35 @@ def test_packet(node: Loaded, case: Case) -> None:
     assert (mark & 0x00F00000 == JUDGED) == case.judged
     if action != SHOT:
         assert Ether(out) == Ether(bytes(case.out or case.packet))
+
+
+def test_a_pod_cannot_complain_about_packets_to_others(node: Loaded) -> None:
+    translated_connection(node)
+    node.maps["endpoints"].set({"addr": OTHER}, {"identity": 301, "ifindex": IFINDEX, "flags": 1})
+    quoted = IPerror(src=POD, dst=NODE) / TCPerror(sport=4000, dport=8080)
+    forged = frame(IP(src=OTHER, dst=POD), ICMP(type=3, code=3), quoted)
+    assert run_program(node.open_program("from_pod"), bytes(forged))[0] == SHOT
+    assert node.drops() == {"ICMP_UNRELATED": 1}
+
+
+def test_lost_entry_of_a_translated_connection_comes_back(node: Loaded) -> None:
+    """The backend's packet, which opens an entry of its own, does not stand in the way."""
+    translated_connection(node)
+    for name in ("connections", "connections_new"):
+        node.maps[name].clear()
+    reply = bytes(frame(IP(src=NODE, dst=POD), TCP(sport=8080, dport=4000, flags="A")))
+    assert Ether(run_program(node.open_program("to_pod"), reply)[1])[IP].src == NODE
+    run_program(node.open_program("from_pod"), bytes(frame(IP(src=POD, dst=VIP), TCP(sport=4000, dport=80, flags="A"))))
+    assert Ether(run_program(node.open_program("to_pod"), reply)[1])[IP].src == VIP
+
+
+def test_a_connection_stays_with_a_backend_that_gets_no_new_ones(node: Loaded) -> None:
+    translated_connection(node)
+    program = node.open_program("from_pod")
+    node.maps["backends"].set({"service": 5, "slot": 0}, {"addr": WORLD, "port": 8080})
+    for sport, flags, backend in ((4000, "A", NODE), (4001, "S", WORLD), (4000, "S", WORLD)):
+        packet = frame(IP(src=POD, dst=VIP), TCP(sport=sport, dport=80, flags=flags))
+        assert Ether(run_program(program, bytes(packet))[1])[IP].dst == backend
 
 
 def test_checksums_of_every_ttl(node: Loaded) -> None:

@@ -6,7 +6,10 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from tests.bpf.kernel import Loaded
+from scapy.layers.inet import IP, TCP
+from scapy.layers.l2 import Ether
+from scapy.packet import Raw
+from tests.bpf.kernel import Loaded, run_program
 from tests.bpf.topology import Cluster, Pod, attached_world
 from tests.bpf.traffic import (
     EGRESS,
@@ -30,6 +33,7 @@ from tests.bpf.traffic import (
 # Of linux/in.h; the socket module has them not.
 IP_MTU_DISCOVER, IP_RECVERR, IP_MTU = 10, 11, 14
 IP_PMTUDISC_DONT, IP_PMTUDISC_DO = 0, 2
+UNSPEC, REDIRECT = -1, 7
 
 
 pytestmark = pytest.mark.root
@@ -97,19 +101,39 @@ def test_too_long_packets_are_answered(narrow: None, world: Cluster, target: str
     assert not {"NOT_UPLINK", "ICMP_UNRELATED"} & set(a.node.programs.drops())
 
 
-@pytest.mark.parametrize("target", ["b", "c"])
+@pytest.mark.parametrize(("source", "target"), [("a", "b"), ("a", "c"), ("b", "a"), ("c", "a")])
 @pytest.mark.parametrize("service", [False, True], ids=["direct", "service"])
-def test_streams_find_the_path_mtu(narrow: None, world: Cluster, target: str, service: bool) -> None:
-    """GSO segments for 1500 bytes meet a link of 1300: the sender must learn of it, also behind a Service."""
-    a, other = pod(world, "a"), pod(world, target)
+def test_streams_find_the_path_mtu(narrow: None, world: Cluster, source: str, target: str, service: bool) -> None:
+    """GSO segments for 1500 bytes meet a link of 1300: the sender must learn of it, behind a Service and of one."""
+    one, other = pod(world, source), pod(world, target)
     serve(world, 80, [(other, 8080)])
     address, port = (VIP, 80) if service else (other.address, 8080)
     data = bytes(range(256)) * 4096
-    with Server(other, 8080) as server, client(a) as connection:
+    with Server(other, 8080) as server, client(one) as connection:
         connection.connect((address, port))
         with server.accept() as accepted:
             send_all(connection, accepted, data)
             send_all(accepted, connection, data)
+
+
+SEGMENTS = [
+    ("b", 1460, REDIRECT),
+    ("b", 1461, UNSPEC),
+    ("c", 1460, REDIRECT),
+    ("c", 1461, UNSPEC),
+]
+
+
+@pytest.mark.parametrize(("target", "size", "action"), SEGMENTS)
+def test_segments_decide_not_the_whole_packet(tcx_world: Cluster, target: str, size: int, action: int) -> None:
+    """A packet that will be cut into segments of `size` bytes of data, on links of 1500."""
+    a, other = pod(tcx_world, "a"), pod(tcx_world, target)
+    packet = Ether(dst="00:00:00:00:00:00") / IP(src=a.address, dst=other.address) / TCP() / Raw(bytes(3000))
+    # test_run gives it to the loopback device.
+    a.node.programs.maps["endpoints"].set({"addr": a.address}, {"identity": 1001, "ifindex": 1, "flags": 1})
+    with a.node.namespace.entered():
+        got, _, mark = run_program(a.node.programs.open_program("from_pod"), bytes(packet), gso_size=size)
+    assert (got, mark & 0x00F00000 == 0x00100000) == (action, action == UNSPEC)
 
 
 def test_packets_without_df_are_fragmented(narrow: None, world: Cluster) -> None:
