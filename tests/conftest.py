@@ -15,12 +15,12 @@ def _real_api_server() -> bool:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if "apiserver" in item.keywords and not _real_api_server():
+        if item.get_closest_marker("apiserver") and not _real_api_server():
             item.add_marker(pytest.mark.skip(reason=NO_API_SERVER))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    if "root" in item.keywords and os.geteuid() != 0:
+    if item.get_closest_marker("root") and os.geteuid() != 0:
         pytest.fail("this test needs root (network namespaces, eBPF): run the suite as root", pytrace=False)
 
 

@@ -12,11 +12,15 @@ import select
 import socket
 import struct
 import sys
-import time
 
 TCP_INFO_TOTAL_RETRANS = 100  # offset of tcpi_total_retrans (u32) in struct tcp_info, linux/tcp.h
 PATIENCE = 3.0  # seconds until an answer counts as lost
 PAUSE = 0.002  # seconds between rounds
+
+
+def say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
 
 
 def total_retransmits(connection: socket.socket) -> int:
@@ -43,7 +47,7 @@ def main() -> None:
     datagrams = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     datagrams.settimeout(PATIENCE)
     datagrams.connect((address, udp))
-    print("running", flush=True)
+    say("running")
     while not select.select([sys.stdin], [], [], PAUSE)[0]:
         stream.sendall(b"next\n")
         line(stream)
@@ -61,7 +65,7 @@ def main() -> None:
             seen["datagrams"] += 1
         except OSError:
             seen["lost_datagrams"] += 1
-    print(json.dumps({**seen, "retransmits": total_retransmits(stream), "end": time.time()}), flush=True)
+    say(json.dumps({**seen, "retransmits": total_retransmits(stream)}))
 
 
 if __name__ == "__main__":

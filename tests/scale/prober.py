@@ -19,6 +19,11 @@ from dataclasses import dataclass
 LINGER_RESET = struct.pack("ii", 1, 0)
 
 
+def say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
 @dataclass
 class Attempt:
     start: int
@@ -62,7 +67,7 @@ def probe(address: str, port: int, interval: int, patience: int) -> None:
             if attempt.answered is None:
                 selector.unregister(attempt.connection)
             attempt.connection.close()
-            print(attempt.start, int(bool(attempt.answered)), flush=True)
+            say(f"{attempt.start} {int(bool(attempt.answered))}")
 
 
 if __name__ == "__main__":

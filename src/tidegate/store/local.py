@@ -5,7 +5,7 @@ import os
 import shutil
 import socket
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from signal import SIGCONT, SIGKILL, SIGTERM, Signals
 
@@ -103,6 +103,17 @@ class EtcdProcess:
             return False
         return True
 
+    async def keep(self, restarted: Callable[[], None]) -> None:
+        """Starts it again whenever it ends, on the same data and ports, and says so. Never returns."""
+        while True:
+            process = self._process
+            if process is None:
+                raise RuntimeError("this etcd is not running")
+            await _ended(process.pid)
+            process.wait()
+            await self.start()
+            restarted()
+
     def signal(self, number: Signals) -> None:
         os.kill(self.pid, number)
 
@@ -138,3 +149,16 @@ class EtcdProcess:
     def restore_data(self, source: Path) -> None:
         self.wipe()
         shutil.copytree(source, self.data)
+
+
+async def _ended(pid: int) -> None:
+    """Waits for the end of a child, without a thread that could not be cancelled."""
+    loop = asyncio.get_running_loop()
+    descriptor = os.pidfd_open(pid)
+    done = asyncio.Event()
+    loop.add_reader(descriptor, done.set)
+    try:
+        await done.wait()
+    finally:
+        loop.remove_reader(descriptor)
+        os.close(descriptor)

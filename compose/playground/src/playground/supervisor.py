@@ -105,6 +105,9 @@ class Supervisor:
         await self._etcd.start()
         self._register.process("etcd", self._etcd.pid)
 
+    async def _keep_etcd(self) -> None:
+        await self._etcd.keep(lambda: self._register.process("etcd", self._etcd.pid))
+
     async def _start_real_api(self) -> RealApiServer | None:
         """The API server that is not ours: the one of --kubeconfig, or one from KUBEBUILDER_ASSETS."""
         if self._options.kubeconfig is not None:
@@ -121,6 +124,7 @@ class Supervisor:
         return server
 
     async def _run_all(self, group: asyncio.TaskGroup, ready: Callable[[], None], own_api: bool) -> None:
+        group.create_task(self._keep_etcd())
         # They need etcd only, and the longest time: each compiles its programs.
         self._start_agents(group)
         if own_api:

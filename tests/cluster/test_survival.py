@@ -1,0 +1,134 @@
+"""Every process killed in turn, under a running TCP stream and a request loop: nothing is lost."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.cluster.conftest import Cluster, equal, until
+
+from playground.demo.command import shop
+
+pytestmark = [pytest.mark.root, pytest.mark.cluster, pytest.mark.timeout(300)]
+
+PROCESSES = (
+    "node-1",
+    "node-2",
+    "node-3",
+    "endpoint-sync-0",
+    "endpoint-sync-1",
+    "policy-sync-0",
+    "policy-sync-1",
+    "etcd",
+    "apiserver",
+)
+
+# cache answers on TCP 6379 and UDP 11211, and has a pod on every node.
+CLIENT, SERVICE, TCP, UDP = "shop/cart-1", "cache", "6379", "11211"
+
+
+@pytest.fixture(scope="module")
+def policed(cluster: Cluster) -> Iterator[Cluster]:
+    cluster.kubectl("apply", "-f", str(shop() / "policies.yaml"))
+    cluster.settle()
+    yield cluster
+    cluster.kubectl("delete", "-f", str(shop() / "policies.yaml"))
+    cluster.settle()
+
+
+@contextmanager
+def traffic(cluster: Cluster, script: Path) -> Iterator[dict[str, Any]]:
+    """Traffic while the context is open; what it saw is in the dictionary afterwards."""
+    vip = cluster.kubectl("get", "svc", "-n", "shop", SERVICE, "-o", "jsonpath={.spec.clusterIP}")
+    command = cluster.command_in(CLIENT, sys.executable, "-S", "-E", str(script), vip, TCP, UDP)
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    assert process.stdout.readline().strip() == "running"
+    seen: dict[str, Any] = {}
+    try:
+        yield seen
+    finally:
+        process.stdin.close()
+        seen.update(json.loads(process.stdout.readline() or '{"ended": "without a word"}'))
+        process.wait(10)
+        process.stdout.close()
+
+
+def nothing_lost(seen: dict[str, Any]) -> None:
+    assert seen["lines"] > 0, seen
+    assert {name: seen[name] for name in ("lost_connections", "lost_datagrams", "retransmits")} == {
+        "lost_connections": 0,
+        "lost_datagrams": 0,
+        "retransmits": 0,
+    }, seen
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+def test_killed_and_nothing_is_lost(policed: Cluster, traffic_script: Path, process: str) -> None:
+    before = policed.pid(process)
+    with traffic(policed, traffic_script) as seen:
+        subprocess.run(["kill", "-9", str(before)], check=True)
+        until(f"{process} runs again", lambda: policed.running(process, before))
+        until("all agents are ready", lambda: all(policed.status(node).get("ready") for node in policed.nodes()))
+        policed.settle()
+    nothing_lost(seen)
+
+
+def test_an_agent_that_comes_back_writes_nothing(policed: Cluster) -> None:
+    policed.settle()
+    before = policed.status("node-2")
+    pid = policed.pid("node-2")
+    subprocess.run(["kill", "-9", str(pid)], check=True)
+    until("node-2 runs again", lambda: policed.running("node-2", pid))
+    until("node-2 is ready", lambda: policed.status("node-2").get("ready"))
+    policed.settle()
+    after = policed.status("node-2")
+    assert after["map_writes_total"] == 0
+    assert after["policy_generation"] == before["policy_generation"]
+    assert after["repairs"] == 0
+    assert after["maps"] == before["maps"]
+
+
+def test_what_changed_while_an_agent_was_away_is_made_up_for(policed: Cluster) -> None:
+    pid = policed.pid("node-1")
+    subprocess.run(["kill", "-9", str(pid)], check=True)
+    policed.kubectl("delete", "netpol", "-n", "shop", "web-for-everybody")
+    until("node-1 runs again", lambda: policed.running("node-1", pid))
+    until("node-1 is ready", lambda: policed.status("node-1").get("ready"))
+
+    def reaching() -> set[str]:
+        matrix, expected, wanted = policed.measure()
+        (web,) = [target for target in wanted if target.service == "shop/web"]
+        return {name for name in expected.clients if name != "web" and matrix[name, web.words] is not None}
+
+    equal("who reaches the web", reaching, {"metrics"})
+    policed.kubectl("apply", "-f", str(shop() / "policies.yaml"))
+    policed.settle()
+
+
+def test_a_wiped_etcd_is_written_anew_and_traffic_goes_on(policed: Cluster, traffic_script: Path) -> None:
+    endpoint = policed.register["etcd"]
+    policed.settle()
+    before = {node: policed.status(node)["maps"] for node in policed.nodes()}
+    with traffic(policed, traffic_script) as seen:
+        etcdctl = ["env", "ETCDCTL_API=3", "etcdctl", f"--endpoints={endpoint}"]
+        subprocess.run([*etcdctl, "del", "--prefix", "/tidegate/"], check=True, capture_output=True)
+
+        def complete() -> bool:
+            answer = subprocess.run(
+                [*etcdctl, "get", "--prefix", "--keys-only", "/tidegate/playground/v1/meta/synced/"],
+                capture_output=True,
+                text=True,
+                check=True,
+            )
+            return len(answer.stdout.split()) == 2
+
+        until("both writers are done again", complete)
+        policed.settle()
+    nothing_lost(seen)
+    assert {node: policed.status(node)["maps"] for node in policed.nodes()} == before
