@@ -140,10 +140,17 @@ class Agent:
 
     async def _follow(self) -> None:
         await self._host_ready.wait()
+        while True:
+            await self._follow_until_emptied()
+            log.warning("the store is being emptied; everything stays as it is until it is complete again")
+
+    async def _follow_until_emptied(self) -> None:
         async with aclosing(self._store.follow(self._keys.prefix)) as changes:
             async for change in changes:
                 if isinstance(change, Snapshot):
                     self.view.snapshot(change.values)
+                elif self.view.loaded and self.view.withdrawn(change.operations):
+                    return
                 else:
                     self.view.batch(change.operations)
                 if self.view.missing:
@@ -176,7 +183,8 @@ class Agent:
                 await self._write()
                 if since is not None:
                     APPLY.observe(time.monotonic() - since)
-                self._health.ready("snapshot")
+                if not self.view.missing:
+                    self._health.ready("snapshot")
             if self._full:
                 # There may be room again after a while; what is not there yet stays wanted.
                 await asyncio.sleep(backoff.next())

@@ -20,7 +20,7 @@ from tidegate.records import (
     Subject,
     decode,
 )
-from tidegate.store import Operation, Put
+from tidegate.store import Delete, Operation, Put
 
 WRITERS = ("endpoint-sync", "policy-sync")
 KINDS = (Node, Endpoint, Service, BackendShard, PeerShard, Rules, Subject)
@@ -68,6 +68,14 @@ class View:
     def snapshot(self, values: Mapping[str, bytes]) -> None:
         self._waiting = dict(values)
         self._load_if_complete()
+
+    def withdrawn(self, operations: Sequence[Operation]) -> bool:
+        """Whether a writer's mark goes with these operations.
+
+        Then the store is being emptied, and is not to be followed until a complete snapshot stands again.
+        """
+        marks = {self._keys.synced(writer) for writer in WRITERS}
+        return any(isinstance(operation, Delete) and operation.key in marks for operation in operations)
 
     def batch(self, operations: Sequence[Operation]) -> None:
         if self._waiting is not None:
