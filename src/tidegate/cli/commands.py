@@ -177,7 +177,7 @@ def decode() -> None:
             decoded(base64.b64decode(item["key"]).decode(), base64.b64decode(item.get("value", "")))
             for item in answer.get("kvs", [])
         ]
-    except (ValueError, KeyError, AttributeError) as error:
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
         text = "standard input is not the output of etcdctl get … -w json"
         raise click.ClickException(
             f"{text} ({error}). Use: etcdctl get --prefix KEY -w json | tidegate decode"

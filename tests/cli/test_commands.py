@@ -1,0 +1,216 @@
+"""The command against a real etcd."""
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from tests.cli.conftest import DB, IDLE, KEYS, WEB, records
+
+from tidegate.cli import cluster, tidegate
+from tidegate.cli.cluster import parse
+from tidegate.cli.monitor import line
+from tidegate.cli.policy import judge
+from tidegate.cli.render import plain, ports
+from tidegate.cli.status import collect
+from tidegate.records import Direction, Protocol, encode
+
+
+@pytest.fixture(autouse=True)
+def nothing_on_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Whatever runs on the machine is not what these tests ask about."""
+    monkeypatch.setattr(cluster, "RUN", tmp_path)
+    monkeypatch.setattr("tidegate.cli.status.RUN", tmp_path)
+    monkeypatch.setattr("tidegate.cli.monitor.RUN", tmp_path)
+
+
+def call(etcd: str, *arguments: str, text: str | None = None) -> Result:
+    return CliRunner().invoke(tidegate, [*arguments, f"--etcd={etcd}", "--cluster=t"], input=text)
+
+
+def call_json(etcd: str, *arguments: str) -> Any:
+    result = call(etcd, *arguments, "-o", "json")
+    assert result.exit_code == 0, result.output
+    return json.loads(result.output)
+
+
+def test_services(etcd: str) -> None:
+    (row,) = call_json(etcd, "services")
+    assert row["addresses"] == ["10.96.0.5"]
+    assert (row["port"], row["protocol"], row["id"]) == (5432, "TCP", 7)
+    assert [(b["address"], b["state"]) for b in row["backends"]] == [("10.1.0.3", "ready"), ("10.1.0.9", "terminating")]
+    assert "10.96.0.5:5432/TCP" in call(etcd, "services").output
+    assert call_json(etcd, "services", "-n", "other") == []
+
+
+def test_identities_say_whether_they_are_judged(etcd: str) -> None:
+    rows = {row["id"]: row for row in call_json(etcd, "identities")}
+    assert rows[DB]["policies"] == ["shop/db"]
+    assert rows[WEB]["judged"]
+    assert not rows[IDLE]["judged"]
+    assert "rules not made yet" in call(etcd, "identities").output
+
+
+def test_endpoints(etcd: str) -> None:
+    rows = call_json(etcd, "endpoints")
+    assert [(row["name"], row["addresses"], row["workload"]) for row in rows if row["name"] == "web-1"] == [
+        ("web-1", ["10.1.0.2"], "Deployment/web")
+    ]
+
+
+def test_policy_in_words(etcd: str) -> None:
+    found = call_json(etcd, "policy", "show", "shop/db-1")
+    assert found["isolated"] == "ingress"
+    assert {(rule["ports"], tuple(rule["peers"])) for rule in found["rules"]} == {
+        ("TCP 5432", ("namespace shop: pods app=web",)),
+        ("UDP 8000-8007", ("everybody",)),
+    }
+
+
+@pytest.mark.parametrize(
+    ("source", "destination", "options", "allowed"),
+    [
+        ("shop/web-1", "shop/db-1", ["--port=5432"], True),
+        ("shop/web-1", "shop/db-1", ["--port=5433"], False),
+        ("shop/web-1", "shop/db-1", ["--port=8007", "--protocol=udp"], True),
+        ("shop/web-1", "shop/db-1", ["--port=8008", "--protocol=udp"], False),
+        ("shop/db-1", "shop/web-1", ["--port=1"], True),
+        ("shop/db-1", "shop/db-1", ["--port=1"], True),
+        ("shop/web-1", "shop/idle-1", [], False),
+    ],
+)
+def test_policy_check(etcd: str, source: str, destination: str, options: list[str], allowed: bool) -> None:
+    result = call(etcd, "policy", "check", source, destination, *options)
+    assert result.exit_code == (0 if allowed else 1)
+    assert ("allowed" if allowed else "denied") in result.output.splitlines()[0]
+
+
+def test_a_pod_that_is_not_there_is_said_so(etcd: str) -> None:
+    result = call(etcd, "policy", "show", "shop/nobody")
+    assert result.exit_code == 1
+    assert "no endpoint shop/nobody" in result.output
+
+
+def test_status_tells_what_was_refused(etcd: str) -> None:
+    found = call_json(etcd, "status")
+    assert found["healthy"]
+    assert found["records"] == {
+        "nodes": 1,
+        "endpoints": 3,
+        "identities": 3,
+        "services": 1,
+        "rules": 2,
+        "subjects": 2,
+    }
+    (problem,) = found["problems"]
+    assert (problem["kind"], problem["name"], problem["reason"]) == ("NetworkPolicy", "bad", "unknown operator 'Gt'")
+    assert "refused by policy-sync: NetworkPolicy shop/bad: unknown operator 'Gt'" in call(etcd, "status").output
+
+
+def test_etcd_away_is_a_sentence() -> None:
+    result = call("127.0.0.1:1", "services")
+    assert result.exit_code == 1
+    assert "--etcd" in result.output
+    assert "Traceback" not in result.output
+
+
+def test_another_cluster_is_empty(etcd: str) -> None:
+    result = CliRunner().invoke(tidegate, ["services", f"--etcd={etcd}", "--cluster=other"])
+    assert result.exit_code == 1
+    assert "holds nothing of a cluster 'other'" in result.output
+
+
+def test_decode_shows_what_etcdctl_printed(etcd: str) -> None:
+    printed = subprocess.run(
+        ["env", "ETCDCTL_API=3", "etcdctl", f"--endpoints={etcd}", "get", "--prefix", "/tidegate/t/", "-w", "json"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    result = CliRunner().invoke(tidegate, ["decode"], input=printed.stdout)
+    assert result.exit_code == 0
+    found = {item["key"]: item for item in json.loads(result.output)}
+    assert found[KEYS.node("n1")]["value"] == {
+        "v": "1.0",
+        "addresses": ["172.30.0.11"],
+        "pod_cidrs": ["10.1.0.0/24"],
+    }
+    assert found[KEYS.leader("endpoint-sync")]["text"] == "host/1"
+    assert len(found) == len(records()) + 2
+
+
+@pytest.mark.parametrize("text", ["", "no json", "[]", '{"kvs": [{"key": 1}]}'])
+def test_decode_says_what_it_wants(text: str) -> None:
+    result = CliRunner().invoke(tidegate, ["decode"], input=text)
+    assert result.exit_code == 1
+    assert "etcdctl get" in result.output
+
+
+def test_monitor_without_agents_says_so(etcd: str) -> None:
+    result = call(etcd, "monitor")
+    assert result.exit_code == 1
+    assert "no agent" in result.output
+
+
+def test_a_record_that_cannot_be_read_is_told() -> None:
+    values = {key: encode(record) for key, record in records().items()}
+    values[KEYS.node("n2")] = b"\xc1"
+    found = collect(parse(KEYS, values), [])
+    assert list(found["unreadable"]) == [KEYS.node("n2")]
+    assert not found["healthy"]
+
+
+def test_status_is_not_healthy_without_a_leader_or_with_a_silent_agent() -> None:
+    values = {key: encode(record) for key, record in records().items()}
+    assert not collect(parse(KEYS, values), [])["healthy"]
+    led = {**values, **{KEYS.leader(writer): b"x" for writer in ("endpoint-sync", "policy-sync")}}
+    assert collect(parse(KEYS, led), [])["healthy"]
+    assert not collect(parse(KEYS, led), [{"node": "n1", "ready": False, "error": "no answer"}])["healthy"]
+
+
+def test_judge_needs_the_peer_in_the_set() -> None:
+    values = {key: encode(record) for key, record in records().items()}
+    found = parse(KEYS, values)
+    assert judge(found, DB, WEB, Direction.INGRESS, Protocol.TCP, 5432).allowed
+    assert not judge(found, DB, IDLE, Direction.INGRESS, Protocol.TCP, 5432).allowed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((6, 80, 16), "TCP 80"),
+        ((17, 8000, 13), "UDP 8000-8007"),
+        ((6, 0, 0), "TCP all ports"),
+        ((0, 0, 0), "everything"),
+    ],
+)
+def test_ports_in_words(arguments: tuple[int, int, int], words: str) -> None:
+    assert ports(*arguments) == words
+
+
+def test_plain_values() -> None:
+    assert plain({"v": [1, 0], "direction": 1, "protocol": 17, "x": [b"\0" * 16]}) == {
+        "v": "1.0",
+        "direction": "egress",
+        "protocol": "UDP",
+        "x": ["::"],
+    }
+
+
+def test_an_event_in_one_line() -> None:
+    event = {
+        "node": "n1",
+        "hook": "from-pod",
+        "reason": "POLICY_INGRESS",
+        "protocol": 6,
+        "source": "10.1.0.2",
+        "source_port": 40000,
+        "destination": "10.1.0.3",
+        "destination_port": 5432,
+    }
+    text = line(event, {"10.1.0.2": "shop/web-1"}).plain
+    assert "POLICY_INGRESS" in text
+    assert "shop/web-1(10.1.0.2:40000) -> 10.1.0.3:5432" in text
+    assert "7 events lost" in line({"node": "n1", "lost": 7}, {}).plain
