@@ -70,13 +70,17 @@ class Tables:
         return steps
 
     def done(self, name: str, puts: Iterable[tuple[bytes, bytes]] = (), deletes: Iterable[bytes] = ()) -> None:
-        """The kernel holds this now. What has been wanted otherwise meanwhile stays due."""
+        """The kernel holds this now. What has been wanted otherwise meanwhile, withdrawals included, is due."""
         have, want, dirty = self._have[name], self._want[name], self._dirty[name]
         for key, value in puts:
             have[key] = value
             if want.get(key) == value:
                 dirty.discard(key)
+            else:
+                dirty.add(key)
         for key in deletes:
             have.pop(key, None)
-            if key not in want:
+            if key in want:
+                dirty.add(key)
+            else:
                 dirty.discard(key)
