@@ -16,7 +16,7 @@ from typing import TypeVar
 from node_agent.attach import Attachments, Devices
 from node_agent.entries import Entries
 from node_agent.loader import Manifest, read_manifest
-from node_agent.maps import MapFullError, Maps
+from node_agent.maps import Maps
 from node_agent.netlink import HostWatch
 from node_agent.routes import Routes, wanted
 from node_agent.table import ORDER, POLICY, Step, Tables
@@ -241,29 +241,28 @@ class Agent:
         steps = self.tables.plan()
         self._full = {}
         for index, step in enumerate(steps):
-            try:
-                await self.in_worker(lambda step=step: self._step(step))  # type: ignore[misc]
-            except MapFullError as error:
-                # What depends on this entry must not follow; the rest of the plan is tried again later.
-                self._full[step.map] = str(error)
-                log.warning("map full", map=step.map, left=len(steps) - index, reason=str(error))
-                break
-            self.tables.done(step.map, step.puts, step.deletes)
-            count = len(step.puts) + len(step.deletes)
+            count = await self.in_worker(lambda step=step: self._step(step))  # type: ignore[misc]
+            puts = step.puts[:count]
+            # Of a map that turned out to be full, too: what was written must be known, or it could never be removed.
+            self.tables.done(step.map, puts, step.deletes)
             self.written += count
             WRITES.labels(step.map).inc(count)
+            if len(puts) < len(step.puts):
+                # What depends on this entry must not follow; the rest of the plan is tried again later.
+                self._full[step.map] = f"map {step.map}: full, it holds {self.maps[step.map].max_entries} entries"
+                log.warning("map full", map=step.map, left=len(steps) - index, reason=self._full[step.map])
+                break
         if any(step.map in POLICY for step in steps):
             await self.in_worker(self._raise_generation)
         await self._routes.apply(wanted(self.view.endpoints.nodes, self._settings.node))
 
-    def _step(self, step: Step) -> None:
+    def _step(self, step: Step) -> int:
+        """How many entries were written or removed: fewer than the step has where the map is full."""
         opened = self.maps[step.map]
         if step.deletes:
             opened.delete_all(step.deletes)
-        else:
-            written = opened.update_all(step.puts)
-            if written < len(step.puts):
-                raise MapFullError(28, f"map {step.map}: full, it holds {opened.max_entries} entries")
+            return len(step.deletes)
+        return opened.update_all(step.puts)
 
     def _raise_generation(self) -> None:
         key = struct.pack("=I", SETTING_GENERATION)
