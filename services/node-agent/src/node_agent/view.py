@@ -95,7 +95,7 @@ class View:
         if values is None or self.missing:
             return
         self._waiting = None
-        for key in self._known - values.keys():
+        for key in (self._known | self.problems.keys()) - values.keys():
             self._set(key, None)
         for key, value in values.items():
             self._set(key, value)
@@ -107,6 +107,9 @@ class View:
     def _set(self, key: str, value: bytes | None) -> None:
         parsed = self._keys.parse(key)
         if parsed is None or parsed.kind not in KINDS:
+            return
+        if value is None and key not in self._known:
+            self.problems.pop(key, None)
             return
         try:
             record = decode(parsed.kind, value) if value is not None else None
