@@ -23,7 +23,7 @@ class EndpointView:
         self._entries = entries
         self._policy = policy
         self._endpoints: dict[Key, Endpoint] = {}
-        self._by_address: dict[bytes, Key] = {}
+        self._claims: dict[bytes, dict[Key, None]] = {}  # who says that the address is theirs; the latest has it
         self._identity: dict[Key, int] = {}  # by which the pod is judged now
         self._by_identity: dict[int, set[Key]] = {}  # record's identity → pods
         self._held: dict[Key, int] = {}  # identity of which this pod of ours has a share in the policy view
@@ -46,7 +46,7 @@ class EndpointView:
         self._endpoints[key] = record
         self._by_identity.setdefault(record.identity, set()).add(key)
         for address in record.addresses:
-            self._by_address[address] = key
+            self._claims.setdefault(address, {})[key] = None
         if key not in self._identity:
             self._recall(key, record)
         self.refresh(key)
@@ -57,10 +57,13 @@ class EndpointView:
         if not members:
             del self._by_identity[before.identity]
         for address in before.addresses:
-            # Another pod may have got the address already.
-            if self._by_address.get(address) == key and (after is None or address not in after.addresses):
-                del self._by_address[address]
-                self._publish(address)
+            if after is not None and address in after.addresses:
+                continue
+            claims = self._claims[address]
+            claims.pop(key, None)
+            if not claims:
+                del self._claims[address]
+            self._publish(address)
 
     def _recall(self, key: Key, record: Endpoint) -> None:
         """After a restart: the identity that the map gives this pod."""
@@ -118,8 +121,9 @@ class EndpointView:
         self._tables.want("endpoints", address, self._value(address))
 
     def _value(self, address: bytes) -> bytes | None:
-        key = self._by_address.get(address)
-        if key is not None:
+        claims = self._claims.get(address)
+        if claims:
+            key = next(reversed(claims))
             identity = self._identity.get(key)
             local = self._endpoints[key].node == self._own
             if identity is None and not local:
