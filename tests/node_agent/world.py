@@ -1,0 +1,214 @@
+"""A cluster's records, written as people say them, and the tables that follow from them, read back in the same way."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from node_agent.entries import Entries
+from node_agent.layout import Form
+from node_agent.loader import Field, Layout, MapEntry
+from node_agent.table import ORDER, Step, Tables
+from node_agent.view import View
+from tidegate.records import (
+    Backend,
+    BackendShard,
+    Endpoint,
+    Keyspace,
+    Node,
+    PeerShard,
+    Rule,
+    Rules,
+    Service,
+    ServicePort,
+    Subject,
+    Synced,
+    encode,
+)
+from tidegate.records.addresses import pack_address, unpack_address
+from tidegate.store import Delete, Operation, Put
+
+OWN = "n1"
+KEYS = Keyspace("test")
+MARKS = {KEYS.synced(writer): encode(Synced(epoch=1)) for writer in ("endpoint-sync", "policy-sync")}
+
+Contents = dict[str, dict[bytes, bytes]]
+Values = dict[str, bytes]
+Rows = dict[str, dict[Any, Any]]
+
+_KINDS = {"u8": 1, "u32": 4, "be16": 2, "addr": 16, "u32[]": 32}
+
+# Keys and values of the agent's maps, beside those that the loader derives from the C types: a test compares both.
+FIELDS = {
+    "endpoints": ("addr:addr", "identity:u32 ifindex:u32 flags:u32"),
+    "devices": ("value:u32", "flags:u32"),
+    "frontends": ("addr:addr port:be16 protocol:u8 pad:u8", "service:u32 flags:u32"),
+    "services": ("value:u32", "count:u32 flags:u32 affinity_seconds:u32 pad:u32"),
+    "backends": ("service:u32 slot:u32", "addr:addr port:be16 pad:bytes2 flags:u32"),
+    "subjects": ("value:u32", "policy:u32 flags:u32 ingress_lengths:u32 egress_lengths:u32"),
+    "rules": (
+        "policy:u32 direction:u8 protocol:u8 length:u8 pad:u8 port:be16 pad2:bytes2",
+        "sets:u32[] count:u32 flags:u32",
+    ),
+    "members": ("set:u32 member:u32", "value:u32"),
+}
+
+
+def _layout(text: str) -> Layout:
+    fields, offset = [], 0
+    for part in text.split():
+        name, _, kind = part.partition(":")
+        size = _KINDS.get(kind) or int(kind.removeprefix("bytes"))
+        fields.append(Field(name, offset, size, kind if kind in _KINDS else "bytes"))
+        offset += size
+    return Layout(offset, tuple(fields))
+
+
+def _entry(name: str) -> MapEntry:
+    key, value = map(_layout, FIELDS[name])
+    return MapEntry("/nowhere", "hash", 1000, key.size, value.size, key, value)
+
+
+MAPS = {name: _entry(name) for name in FIELDS}
+ENTRIES = Entries(MAPS)
+
+
+class Agent:
+    """The pure part of an agent, and a dictionary for a kernel."""
+
+    def __init__(self, kernel: Contents | None = None) -> None:
+        self.kernel: Contents = kernel if kernel is not None else {name: {} for name in ORDER}
+        self.tables = Tables(self.kernel)
+        self.view = View(OWN, KEYS, self.tables, ENTRIES)
+
+    def snapshot(self, values: Mapping[str, bytes]) -> list[Step]:
+        """A complete one; the steps that followed from it, as they were carried out."""
+        self.view.snapshot({**MARKS, **values})
+        return self.write()
+
+    def batch(self, *operations: Operation) -> list[Step]:
+        self.view.batch(operations)
+        return self.write()
+
+    def change(self, values: Mapping[str, bytes]) -> list[Step]:
+        return self.batch(*(Put(key, value) for key, value in values.items()))
+
+    def remove(self, *keys: str) -> list[Step]:
+        return self.batch(*map(Delete, keys))
+
+    def route(self, pods: Mapping[str, int], addresses: Iterable[str] = ()) -> list[Step]:
+        """The node has these host routes (address → ifindex) and addresses."""
+        devices = {pack_address(text): index for text, index in pods.items()}
+        self.view.endpoints.set_host(devices, frozenset(map(pack_address, addresses)))
+        return self.write()
+
+    def write(self) -> list[Step]:
+        steps = self.tables.plan()
+        for step in steps:
+            self.carry_out(step)
+            self.tables.done(step.map, step.puts, step.deletes)
+        return steps
+
+    def carry_out(self, step: Step) -> None:
+        self.kernel[step.map].update(step.puts)
+        for key in step.deletes:
+            del self.kernel[step.map][key]
+
+    def restarted(self) -> "Agent":
+        """Another agent that finds the same kernel."""
+        return type(self)(self.kernel)
+
+    def rows(self, name: str) -> dict[Any, Any]:
+        return rows(name, self.kernel[name])
+
+
+def rows(name: str, entries: Mapping[bytes, bytes]) -> dict[Any, Any]:
+    """Entries of a map in words; what is always zero is left out."""
+    key_form, value_form = Form(MAPS[name].key), Form(MAPS[name].value)
+    found: dict[Any, Any] = {}
+    for raw_key, raw_value in entries.items():
+        key, value = _plain(key_form.unpack(raw_key)), _plain(value_form.unpack(raw_value))
+        if name == "rules":
+            value = {"sets": value["sets"][: value["count"]]}
+        whole = tuple(key.values()) if len(key) > 1 else next(iter(key.values()))
+        found[whole] = (
+            next(iter(value.values())) if name in ("services", "members", "devices", "frontends", "rules") else value
+        )
+    return found
+
+
+def _plain(fields: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {name: value for name, value in fields.items() if not name.startswith("pad")}
+    return {name: unpack_address(value) if isinstance(value, bytes) else value for name, value in kept.items()}
+
+
+def touched(steps: Iterable[Step]) -> int:
+    """How many entries the steps write or remove."""
+    return sum(len(step.puts) + len(step.deletes) for step in steps)
+
+
+def addresses(*texts: str) -> tuple[bytes, ...]:
+    return tuple(map(pack_address, texts))
+
+
+def pod(name: str, identity: int, *ips: str, node: str = OWN) -> Values:
+    return {pod_key(name): encode(Endpoint(node=node, identity=identity, addresses=addresses(*ips)))}
+
+
+def pod_key(name: str) -> str:
+    return KEYS.endpoint("default", name)
+
+
+def node(name: str, *ips: str) -> Values:
+    return {KEYS.node(name): encode(Node(addresses=addresses(*ips)))}
+
+
+def subject(identity: int, policy: int) -> Values:
+    return {KEYS.subject(identity): encode(Subject(policy=policy))}
+
+
+def rules(policy: int, *items: Rule, ingress: bool = True, egress: bool = False) -> Values:
+    record = Rules(ingress_isolated=ingress, egress_isolated=egress, rules=tuple(sorted(items)))
+    return {KEYS.rules(policy): encode(record)}
+
+
+def from_set(group: int, port: int = 80) -> Rule:
+    return Rule(direction=0, protocol=6, port=port, prefix=16, sets=(group,))
+
+
+def members(group: int, shard: int, *identities: int) -> Values:
+    return {KEYS.peers(group, shard): encode(PeerShard(members=identities))}
+
+
+def judged(identity: int, policy: int = 900) -> Values:
+    """Open to everybody."""
+    return {**rules(policy, ingress=False), **subject(identity, policy)}
+
+
+def service(name: str, ip: str, **ports: int) -> Values:
+    """`ports`: name → number of the port; its id is that number plus 5000."""
+    listed = tuple(ServicePort(id=5000 + port, name=label, port=port) for label, port in ports.items())
+    return {KEYS.service("default", name): encode(Service(cluster_ips=addresses(ip), ports=listed))}
+
+
+def backends(name: str, shard: int, *items: Backend) -> Values:
+    return {KEYS.backends("default", name, shard): encode(BackendShard(backends=items))}
+
+
+def backend(ip: str, ready: bool = True, serving: bool = True, terminating: bool = False) -> Backend:
+    return Backend(
+        address=pack_address(ip), ports={"http": 8080}, ready=ready, serving=serving, terminating=terminating
+    )
+
+
+def undecodable(values: Mapping[str, bytes]) -> Values:
+    return dict.fromkeys(values, b"\xc1")
+
+
+def puts(values: Values) -> list[Put | Delete]:
+    return [Put(key, value) for key, value in values.items()]
+
+
+def slots(agent: Agent, number: int = 5080) -> dict[int, str]:
+    """Slot → address of a service port's backends, which must lie without a gap."""
+    found = {slot: row["addr"] for (of, slot), row in agent.rows("backends").items() if of == number}
+    assert sorted(found) == list(range(agent.rows("services")[number]))
+    return found
