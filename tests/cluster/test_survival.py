@@ -42,7 +42,8 @@ def policed(cluster: Cluster) -> Iterator[Cluster]:
 
 @contextmanager
 def traffic(cluster: Cluster, script: Path) -> Iterator[dict[str, Any]]:
-    """Traffic while the context is open; what it saw is in the dictionary afterwards."""
+    """Traffic while the context is open; what it saw, and what the nodes dropped, is in the dictionary afterwards."""
+    drops = {node: cluster.status(node)["drops"] for node in cluster.nodes()}
     vip = cluster.kubectl("get", "svc", "-n", "shop", SERVICE, "-o", "jsonpath={.spec.clusterIP}")
     command = cluster.command_in(CLIENT, sys.executable, "-S", "-E", str(script), vip, TCP, UDP)
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -57,14 +58,18 @@ def traffic(cluster: Cluster, script: Path) -> Iterator[dict[str, Any]]:
         seen.update(json.loads(process.stdout.readline() or '{"ended": "without a word"}'))
         process.wait(10)
         process.stdout.close()
+        seen["drops"] = {
+            n: cluster.status(n)["drops"] for n in cluster.nodes() if cluster.status(n)["drops"] != drops[n]
+        }
 
 
 def nothing_lost(seen: dict[str, Any]) -> None:
     assert seen["lines"] > 0, seen
-    assert {name: seen[name] for name in ("lost_connections", "lost_datagrams", "retransmits")} == {
+    assert {name: seen[name] for name in ("lost_connections", "lost_datagrams", "retransmits", "drops")} == {
         "lost_connections": 0,
         "lost_datagrams": 0,
         "retransmits": 0,
+        "drops": {},
     }, seen
 
 

@@ -244,6 +244,7 @@ def test_keys_are_parsed_back(data: st.DataObject) -> None:
     n, m = data.draw(number), data.draw(number)
     made: list[tuple[str, type[Record], tuple[str, ...]]] = [
         (keys.synced(a), Synced, (a,)),
+        (keys.identities_synced(), Synced, ("endpoint-sync",)),
         (keys.last_write(a), LastWrite, (a,)),
         (keys.problem(a, b, c, d), Problem, (a, b, c, d)),
         (keys.problem(a, b, "", d), Problem, (a, b, "-", d)),

@@ -18,9 +18,7 @@ KEYS = Keyspace("c")
 
 
 def publisher_for(store: Store, *sources: str) -> Publisher:
-    publisher = Publisher(store, KEYS, "w", {"nodes/": 1, "subjects/": 2}, sources, Health("store"))
-    publisher.make_synced = lambda epoch: Synced(epoch=epoch)
-    return publisher
+    return Publisher(store, KEYS, "w", {"nodes/": 1, "subjects/": 2}, sources, Health("store"))
 
 
 @asynccontextmanager

@@ -7,6 +7,7 @@
 | meta/writer/<writer>                         | LastWrite    | both          |
 | nodes/<node>                                 | Node         | endpoint-sync |
 | identities/<identity>                        | Identity     | endpoint-sync |
+| identities/synced                            | Synced       | endpoint-sync |
 | endpoints/<ns>/<pod>                         | Endpoint     | endpoint-sync |
 | services/<ns>/<name>                         | Service      | endpoint-sync |
 | backends/<ns>/<name>/<shard>                 | BackendShard | endpoint-sync |
@@ -92,6 +93,9 @@ class Keyspace:
     def identity(self, identity: int) -> str:
         return f"{self.prefix}identities/{identity}"
 
+    def identities_synced(self) -> str:
+        return f"{self.prefix}identities/synced"
+
     def endpoint(self, namespace: str, pod: str) -> str:
         return f"{self.prefix}endpoints/{namespace}/{pod}"
 
@@ -128,6 +132,8 @@ def parse(path: str) -> Parsed | None:
     segments = tuple(path.split("/"))
     if path == "config/identity-keys":
         return Parsed(IdentityKeys, segments[1:])
+    if path == "identities/synced":
+        return Parsed(Synced, ("endpoint-sync",))
     if segments[:2] == ("meta", "synced") and len(segments) == 3:
         return Parsed(Synced, segments[2:])
     if segments[:2] == ("meta", "writer") and len(segments) == 3:

@@ -56,13 +56,29 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     v: tuple[int, int] = VERSION
 
 
+class IdentityKeys(Record, frozen=True, kw_only=True):
+    """`config/identity-keys`, from policy-sync: what endpoint-sync must keep in identities because a policy asks.
+
+    endpoint-sync answers with them in its `Synced`; then policy-sync compiles the policies that asked.
+    """
+
+    kind: ClassVar[str] = "identity-keys"
+
+    label_keys: tuple[str, ...] = ()  # label keys of high cardinality that some policy selects on
+    port_names: tuple[str, ...] = ()  # port names that some policy uses
+
+
 class Synced(Record, frozen=True, kw_only=True):
-    """`meta/synced/<writer>`: all prefixes of this writer are complete. Written last, once per leadership."""
+    """`meta/synced/<writer>`: all prefixes of this writer are complete. Written last, after each loading.
+
+    endpoint-sync writes the same to `identities/synced`, for policy-sync, which follows that prefix alone.
+    """
 
     kind: ClassVar[str] = "synced"
 
     epoch: int = 0  # create revision of the writer's leader key: rises with each leadership
-    identity_keys: int = 0  # endpoint-sync only: the IdentityKeys epoch that its identities follow
+    loaded: int = 0  # Unix time, ns: when the writer last compared all that the store held with what it wants
+    follows: IdentityKeys = IdentityKeys()  # endpoint-sync only: what its identities carry
 
 
 class LastWrite(Record, frozen=True, kw_only=True):
@@ -102,19 +118,6 @@ class Identity(Record, frozen=True, kw_only=True):
     namespace: str = ""
     labels: dict[str, str] = {}
     ports: dict[str, tuple[int, int]] = {}  # port name → (protocol, port); only names that some policy uses
-
-
-class IdentityKeys(Record, frozen=True, kw_only=True):
-    """`config/identity-keys`, from policy-sync: what endpoint-sync must keep in identities because a policy asks.
-
-    endpoint-sync answers with the epoch in its `Synced`; then policy-sync compiles the policies that asked.
-    """
-
-    kind: ClassVar[str] = "identity-keys"
-
-    epoch: int = 0
-    label_keys: tuple[str, ...] = ()  # label keys of high cardinality that some policy selects on
-    port_names: tuple[str, ...] = ()  # port names that some policy uses
 
 
 class Endpoint(Record, frozen=True, kw_only=True):

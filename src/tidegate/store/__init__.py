@@ -1,5 +1,6 @@
 """Where the records lie: etcd, behind a small protocol."""
 
+from tidegate.store.marked import Incomplete, follow_marked
 from tidegate.store.protocol import (
     MAX_OPERATIONS,
     Batch,
@@ -22,6 +23,7 @@ __all__ = [
     "Delete",
     "Fence",
     "FencedError",
+    "Incomplete",
     "Operation",
     "Put",
     "Snapshot",
@@ -29,5 +31,6 @@ __all__ = [
     "StoreError",
     "Term",
     "UnavailableError",
+    "follow_marked",
     "value_of",
 ]

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 
 import grpc
 from etcd3aio._protobuf import Compare, RequestOp, TxnResponse
@@ -114,13 +115,15 @@ class EtcdStore:
         log = get_logger(etcd=str(self._connection), prefix=prefix)
         pauses = Backoff()
         history: History | None = None
+        regressed = False
         token = id(pauses)
         try:
             while True:
                 try:
                     if history is None:
                         snapshot, history = await self._read(prefix)
-                        yield snapshot
+                        yield replace(snapshot, regressed=regressed)
+                        regressed = False
                     else:
                         history.require_traces()
                     async with aclosing(self._watch(prefix, history)) as updates:
@@ -134,6 +137,7 @@ class EtcdStore:
                     log.info("reading everything again", reason=str(error))
                     RELISTS.labels(error.cause).inc()
                     history = None
+                    regressed |= error.cause in LostError.REGRESSED
                 except StoreError as error:
                     FAILURES.inc()
                     if token not in self._troubles:

@@ -88,8 +88,9 @@ class MemoryStore:
                 continue
             if incarnation == -1 or incarnation != self._incarnation or position < self._compacted - 1:
                 self.relists += incarnation != -1
+                regressed = incarnation not in (-1, self._incarnation)
                 incarnation, position = self._incarnation, self._revision
-                yield Snapshot(position, self.values(prefix))
+                yield Snapshot(position, self.values(prefix), regressed)
                 continue
             # A cut stream goes on at its position; in between, other tasks have their turn, as with a real one.
             if cuts != self._cuts:

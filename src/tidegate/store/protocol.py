@@ -48,10 +48,14 @@ class Guard:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """All of a prefix at one revision. What a reader knew before and does not find here is gone."""
+    """All of a prefix at one revision. What a reader knew before and does not find here is gone.
+
+    `regressed`: the store has lost something that a follower saw in it: it was wiped, or replaced by an older copy.
+    """
 
     revision: int
     values: Mapping[str, bytes]
+    regressed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,13 +3,15 @@
 import asyncio
 import time
 from collections.abc import Callable, Iterable
+from contextlib import aclosing
 
-from tidegate.records import Keyspace, Problem, Record, encode
+from tidegate.records import Keyspace, Problem, Record, Synced, encode
 from tidegate.runtime import metrics
 from tidegate.runtime.http import Health
 from tidegate.runtime.logging import get_logger
 from tidegate.store.election import lead
-from tidegate.store.protocol import Fence, Store
+from tidegate.store.marked import made
+from tidegate.store.protocol import Delete, Fence, Snapshot, Store
 from tidegate.store.writer import Writer
 
 LEADER = metrics.gauge("leader", "1 while this process is the writer.", ("writer",))
@@ -28,6 +30,7 @@ class Publisher:
 
     `ranks` gives each of the service's prefixes (below `…/v1/`) its place in the order of writes (store.writer).
     Until all of `sources` have been listed nothing is written: what is not known yet must not be deleted.
+    `marks` are keys, besides `meta/synced/<name>`, that get the service's Synced when all is written.
     """
 
     def __init__(
@@ -38,6 +41,7 @@ class Publisher:
         ranks: dict[str, int],
         sources: Iterable[str],
         health: Health,
+        marks: Iterable[str] = (),
     ) -> None:
         self.name = name
         self.keys = keys
@@ -46,13 +50,14 @@ class Publisher:
         self._waiting = set(sources)
         self._changed = asyncio.Event()
         self._reload = False
-        self._epoch = 0
+        self._synced = Synced()
         self._since: float | None = None
         self._problems: dict[tuple[str, str, str], str] = {}
-        self.make_synced: Callable[[int], Record] | None = None
+        self.make_synced: Callable[[Synced], Synced] = lambda synced: synced
+        self._marks = (keys.synced(name), *marks)
         by_prefix = {keys.prefix + prefix: rank for prefix, rank in ranks.items()}
         by_prefix[f"{keys.prefix}meta/problems/{name}/"] = PROBLEM_RANK
-        by_prefix[keys.synced(name)] = SYNCED_RANK
+        by_prefix.update(dict.fromkeys(self._marks, SYNCED_RANK))
         self.writer = Writer(store, by_prefix, lambda key: _rank(by_prefix, key), keys.last_write(name))
 
     def put(self, key: str, record: Record | None) -> None:
@@ -94,11 +99,6 @@ class Publisher:
             self._since = time.monotonic()
         self._changed.set()
 
-    def reload(self) -> None:
-        """The store may hold something else than we believe (it was wiped or restored): compare all of it again."""
-        self._reload = True
-        self.changed()
-
     @property
     def complete(self) -> bool:
         return not self._waiting
@@ -106,13 +106,28 @@ class Publisher:
     async def run(self, holder: str, ttl: int) -> None:
         """Campaigns, and writes while leading. Never returns."""
         LEADER.labels(self.name).set(0)
-        await lead(self._store, self.keys.leader(self.name), holder, self._lead, ttl)
+        async with asyncio.TaskGroup() as group:
+            for key in (*self._marks, self.keys.last_write(self.name)):
+                group.create_task(self._look_after(key))
+            group.create_task(lead(self._store, self.keys.leader(self.name), holder, self._lead, ttl))
+
+    async def _look_after(self, key: str) -> None:
+        """Where a key goes that this service wrote, or the store was replaced, all of it is compared again."""
+        seen = False
+        async with aclosing(self._store.follow(key)) as changes:
+            async for change in changes:
+                if isinstance(change, Snapshot):
+                    self._reload |= change.regressed or (seen and key not in change.values)
+                else:
+                    self._reload |= Delete(key) in change.operations
+                seen = True
+                if self._reload:
+                    self.changed()
 
     async def _lead(self, fence: Fence) -> None:
         LEADER.labels(self.name).set(1)
         try:
-            await self.writer.load(fence)
-            self._epoch = fence.create_revision
+            await self._load(fence)
             while True:
                 self._changed.clear()
                 if self.complete:
@@ -124,12 +139,20 @@ class Publisher:
         finally:
             LEADER.labels(self.name).set(0)
 
+    async def _load(self, fence: Fence) -> None:
+        self._reload = False
+        await self.writer.load(fence)
+        # Later than all marks before, whatever the clocks of their writers said: readers tell old copies by it.
+        before = max(made(self.writer.stored.get(mark)) for mark in self._marks)
+        self._synced = Synced(
+            epoch=fence.create_revision, loaded=max(time.time_ns(), before + 1, self._synced.loaded + 1)
+        )
+
     async def _flush(self, fence: Fence) -> None:
         if self._reload:
-            self._reload = False
-            await self.writer.load(fence)
-        if self.make_synced:
-            self.put(self.keys.synced(self.name), self.make_synced(self._epoch))
+            await self._load(fence)
+        for mark in self._marks:
+            self.put(mark, self.make_synced(self._synced))
         since, self._since = self._since, None
         written = await self.writer.flush(fence)
         if written:

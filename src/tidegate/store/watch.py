@@ -15,6 +15,9 @@ TRACES = 16
 class LostError(StoreError):
     """The watch cannot go on from its position: everything has to be read again. `cause` is one constant word."""
 
+    # Causes that mean that the store may have lost something that was seen in it.
+    REGRESSED = frozenset({"cluster", "older", "history"})
+
     def __init__(self, cause: str, text: str) -> None:
         super().__init__(text)
         self.cause = cause
@@ -54,19 +57,17 @@ class History:
     def advance(self, step: "Step") -> None:
         """To be called when `step` has been given out."""
         self.position = step.revision
-        for key in step.deleted:
-            self._traces.pop(key, None)
+        for operation in step.operations:
+            self._traces.pop(operation.key, None)
         if step.last_put is not None:
-            key = decode_key(step.last_put.key)
-            self._traces.pop(key, None)
-            self._traces[key] = trace(step.last_put)
+            self._traces[decode_key(step.last_put.key)] = trace(step.last_put)
             if len(self._traces) > TRACES:
                 del self._traces[next(iter(self._traces))]
 
     def require_traces(self) -> None:
         """Raises LostError where nothing was seen that could show whether this is the same etcd: not worth a risk."""
         if not self._traces:
-            raise LostError("history", "nothing seen that could show whether this is the same etcd")
+            raise LostError("unknown", "nothing seen that could show whether this is the same etcd")
 
     def check(self, found: dict[str, Trace | None], revision: int, cluster: int) -> None:
         """Compares with what etcd has at `position`, and its present revision. Raises LostError."""
@@ -85,7 +86,6 @@ class Step(NamedTuple):
     revision: int
     operations: Sequence[Operation]
     last_put: Any  # the last mvccpb.KeyValue that was put, or None
-    deleted: Sequence[str]
 
 
 class Assembler:
@@ -98,7 +98,6 @@ class Assembler:
     def __init__(self, position: int) -> None:
         self._revision = position
         self._operations: list[Operation] = []
-        self._deleted: list[str] = []
         self._last_put: Any = None
 
     @property
@@ -120,7 +119,6 @@ class Assembler:
             key = kv.key.decode("utf-8", "surrogateescape")
             if event.type == DELETE_EVENT:
                 self._operations.append(Delete(key))
-                self._deleted.append(key)
             else:
                 self._operations.append(Put(key, kv.value))
                 self._last_put = kv
@@ -132,8 +130,8 @@ class Assembler:
         self._revision = max(self._revision, revision)
 
     def _take(self) -> Step:
-        step = Step(self._revision, self._operations, self._last_put, self._deleted)
-        self._operations, self._deleted, self._last_put = [], [], None
+        step = Step(self._revision, self._operations, self._last_put)
+        self._operations, self._last_put = [], None
         return step
 
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from contextlib import aclosing
 from typing import TypeVar
 
+from msgspec import structs
+
 from endpoint_sync.identities import Identities
 from endpoint_sync.pods import Pods
 from endpoint_sync.services import Nodes, Services
@@ -44,9 +46,9 @@ class EndpointSync:
         self._api = api
         self._keys = keys
         sources = [PODS.kind, SERVICES.kind, ENDPOINT_SLICES.kind, NODES.kind, KEYS_SOURCE]
-        self.publisher = Publisher(store, keys, NAME, RANKS, sources, health)
+        self.publisher = Publisher(store, keys, NAME, RANKS, sources, health, [keys.identities_synced()])
         self.publisher.make_synced = self._synced
-        self._followed = 0
+        self._follows = IdentityKeys()
         self._service_ports = Numbering()
         self._identities = Identities(self._put_identity, grace)
         self._pods = Pods(self.publisher, self._identities)
@@ -55,8 +57,8 @@ class EndpointSync:
     def _put_identity(self, number: int, identity: Identity | None) -> None:
         self.publisher.put(self._keys.identity(number), identity)
 
-    def _synced(self, epoch: int) -> Synced:
-        return Synced(epoch=epoch, identity_keys=self._followed)
+    def _synced(self, synced: Synced) -> Synced:
+        return structs.replace(synced, follows=self._follows)
 
     async def start(self) -> None:
         """Takes over numbers and last good states from the store. Raises UnavailableError."""
@@ -83,16 +85,13 @@ class EndpointSync:
 
     async def _follow_keys(self) -> None:
         key = self._keys.identity_keys()
-        seen = False
         async with aclosing(self._store.follow(key)) as changes:
             async for change in changes:
                 value = value_of(change, key)
-                if value is not None:
+                # Where an older copy lies in the store now, policy-sync writes anew what it asks for.
+                if value is not None and not (isinstance(change, Snapshot) and change.regressed):
                     self._ask(value)
                 if isinstance(change, Snapshot):
-                    if seen:
-                        self.publisher.reload()
-                    seen = True
                     self.publisher.listed(KEYS_SOURCE)
                 self.publisher.changed()
 
@@ -103,7 +102,7 @@ class EndpointSync:
             get_logger().warning("identity keys not understood; keeping the previous ones", reason=str(error))
             return
         self._pods.follow_keys(keys)
-        self._followed = keys.epoch
+        self._follows = keys
 
     async def _collect(self) -> None:
         while True:

@@ -26,11 +26,12 @@ from tidegate.runtime import metrics
 from tidegate.runtime.http import Health
 from tidegate.runtime.logging import get_logger
 from tidegate.runtime.retry import Backoff
-from tidegate.store import Snapshot, Store
+from tidegate.store import Incomplete, Snapshot, Store, follow_marked
 
 T = TypeVar("T")
 
 SETTING_GENERATION, SETTING_MONITOR = 0, 1
+WRITERS = ("endpoint-sync", "policy-sync")
 CHECK = 5.0  # seconds between looks at whether our programs are still where they belong
 
 WRITES = metrics.counter("map_writes", "Entries written to or removed from maps.", ("map",))
@@ -98,6 +99,7 @@ class Agent:
         self._full: dict[str, str] = {}
         self._devices = Devices(settings.pod_interfaces, settings.uplinks)
         self._refused: dict[int, str] = {}
+        self._complete = False
         self.written = 0
         self.maps: Maps
         self.tables: Tables
@@ -140,22 +142,19 @@ class Agent:
 
     async def _follow(self) -> None:
         await self._host_ready.wait()
-        while True:
-            await self._follow_until_emptied()
-            log.warning("the store is being emptied; everything stays as it is until it is complete again")
-
-    async def _follow_until_emptied(self) -> None:
-        async with aclosing(self._store.follow(self._keys.prefix)) as changes:
+        marks = {self._keys.synced(writer): writer for writer in WRITERS}
+        async with aclosing(follow_marked(self._store, self._keys.prefix, marks)) as changes:
             async for change in changes:
+                if isinstance(change, Incomplete):
+                    missing = ", ".join(marks[mark] for mark in change.marks)
+                    self._complete = False
+                    self._health.not_ready("snapshot", f"not complete in etcd yet: {missing}")
+                    continue
+                self._complete = True
                 if isinstance(change, Snapshot):
                     self.view.snapshot(change.values)
-                elif self.view.loaded and self.view.withdrawn(change.operations):
-                    return
                 else:
                     self.view.batch(change.operations)
-                if self.view.missing:
-                    reason = f"not complete in etcd yet: {', '.join(self.view.missing)}"
-                    self._health.not_ready("snapshot", reason)
                 self.changed()
 
     async def _check(self) -> None:
@@ -183,7 +182,7 @@ class Agent:
                 await self._write()
                 if since is not None:
                     APPLY.observe(time.monotonic() - since)
-                if not self.view.missing:
+                if self._complete:
                     self._health.ready("snapshot")
             if self._full:
                 # There may be room again after a while; what is not there yet stays wanted.

@@ -20,17 +20,13 @@ from tidegate.records import (
     Subject,
     decode,
 )
-from tidegate.store import Delete, Operation, Put
+from tidegate.store import Operation, Put
 
-WRITERS = ("endpoint-sync", "policy-sync")
 KINDS = (Node, Endpoint, Service, BackendShard, PeerShard, Rules, Subject)
 
 
 class View:
-    """Takes snapshots and batches; a record that cannot be understood leaves the previous one in force.
-
-    Nothing reaches the tables before a complete snapshot: one in which both writers have said that they are done.
-    """
+    """Takes complete snapshots and batches; a record that cannot be understood leaves the previous one in force."""
 
     def __init__(self, own: str, keys: Keyspace, tables: Tables, entries: Entries) -> None:
         self._keys = keys
@@ -40,7 +36,6 @@ class View:
         self.services = ServiceView(tables, entries)
         self.problems: dict[str, str] = {}  # key → why it was not understood
         self._known: set[str] = set()
-        self._waiting: dict[str, bytes] | None = {}  # values of an incomplete snapshot
         self._loaded = False
         self._judged: set[int] = set()
         self._setters: dict[type, Callable[[tuple[str, ...], Any], None]] = {
@@ -55,46 +50,11 @@ class View:
 
     @property
     def loaded(self) -> bool:
-        """Whether a complete snapshot has ever been taken."""
+        """Whether a snapshot has ever been taken."""
         return self._loaded
 
-    @property
-    def missing(self) -> list[str]:
-        """Writers that have not completed what the last snapshot holds."""
-        if self._waiting is None:
-            return []
-        return [writer for writer in WRITERS if self._keys.synced(writer) not in self._waiting]
-
     def snapshot(self, values: Mapping[str, bytes]) -> None:
-        self._waiting = dict(values)
-        self._load_if_complete()
-
-    def withdrawn(self, operations: Sequence[Operation]) -> bool:
-        """Whether a writer's mark goes with these operations.
-
-        Then the store is being emptied, and is not to be followed until a complete snapshot stands again.
-        """
-        marks = {self._keys.synced(writer) for writer in WRITERS}
-        return any(isinstance(operation, Delete) and operation.key in marks for operation in operations)
-
-    def batch(self, operations: Sequence[Operation]) -> None:
-        if self._waiting is not None:
-            for operation in operations:
-                if isinstance(operation, Put):
-                    self._waiting[operation.key] = operation.value
-                else:
-                    self._waiting.pop(operation.key, None)
-            self._load_if_complete()
-            return
-        for operation in operations:
-            self._set(operation.key, operation.value if isinstance(operation, Put) else None)
-        self._settle()
-
-    def _load_if_complete(self) -> None:
-        values = self._waiting
-        if values is None or self.missing:
-            return
-        self._waiting = None
+        """What is known and not in `values` is gone."""
         for key in (self._known | self.problems.keys()) - values.keys():
             self._set(key, None)
         for key, value in values.items():
@@ -103,6 +63,11 @@ class View:
         if not self._loaded:
             self._tables.adopt()
             self._loaded = True
+
+    def batch(self, operations: Sequence[Operation]) -> None:
+        for operation in operations:
+            self._set(operation.key, operation.value if isinstance(operation, Put) else None)
+        self._settle()
 
     def _set(self, key: str, value: bytes | None) -> None:
         parsed = self._keys.parse(key)

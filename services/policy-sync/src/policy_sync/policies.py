@@ -23,16 +23,13 @@ class Policies:
         self._waiting: set[Key] = set()
         self._good: set[Key] = set()
         self._asked = IdentityKeys()
-        self._answered = 0
-        self._history: dict[int, IdentityKeys] = {}
+        self._answered = IdentityKeys()
         self._ready = False
 
-    def load(self, asked: IdentityKeys | None, answered: int) -> None:
-        """What was asked of endpoint-sync before, and what it has answered."""
+    def load(self, asked: IdentityKeys | None) -> None:
+        """What was asked of endpoint-sync before."""
         if asked is not None:
             self._asked = asked
-            self._history[asked.epoch] = asked
-        self._answered = answered
 
     def changed(self, item: objects.NetworkPolicy) -> None:
         try:
@@ -79,9 +76,9 @@ class Policies:
             self._ready = True
             self._ask()
 
-    def answered(self, epoch: int) -> None:
-        """endpoint-sync's identities follow what was asked in this epoch."""
-        self._answered = epoch
+    def answered(self, keys: IdentityKeys) -> None:
+        """endpoint-sync's identities carry these."""
+        self._answered = keys
         for key in list(self._waiting):
             self._try(key)
 
@@ -96,10 +93,7 @@ class Policies:
 
     def _can(self, policy: Policy) -> bool:
         labels, names = _needs(policy)
-        if not labels and not names:
-            return True
-        answer = self._history.get(self._answered)
-        return answer is not None and labels <= set(answer.label_keys) and names <= set(answer.port_names)
+        return labels <= set(self._answered.label_keys) and names <= set(self._answered.port_names)
 
     def _ask(self) -> None:
         labels: set[str] = set()
@@ -111,13 +105,8 @@ class Policies:
         if not self._ready:  # there may be more policies: ask for no less than before
             labels |= set(self._asked.label_keys)
             names |= set(self._asked.port_names)
-        wanted = tuple(sorted(labels)), tuple(sorted(names))
-        if wanted != (self._asked.label_keys, self._asked.port_names):
-            self._asked = IdentityKeys(epoch=self._asked.epoch + 1, label_keys=wanted[0], port_names=wanted[1])
-            self._history[self._asked.epoch] = self._asked
-            for epoch in [epoch for epoch in self._history if epoch < self._answered]:
-                del self._history[epoch]
-        self._publisher.put(self._publisher.keys.identity_keys(), self._asked if self._asked.epoch else None)
+        self._asked = IdentityKeys(label_keys=tuple(sorted(labels)), port_names=tuple(sorted(names)))
+        self._publisher.put(self._publisher.keys.identity_keys(), self._asked)
 
 
 def _needs(policy: Policy) -> tuple[frozenset[str], frozenset[str]]:

@@ -25,7 +25,7 @@ from tidegate.records import (
 from tidegate.records.ids import rules_content
 from tidegate.runtime.http import Health
 from tidegate.runtime.logging import get_logger
-from tidegate.store import Put, Snapshot, Store, value_of
+from tidegate.store import Incomplete, Put, Snapshot, Store, follow_marked
 from tidegate.store.publisher import Publisher
 
 T = TypeVar("T", bound=objects.Object)
@@ -73,12 +73,10 @@ class PolicySync:
         self._keys = keys
         sources = [NAMESPACES.kind, NETWORK_POLICIES.kind, IDENTITIES]
         self.publisher = Publisher(store, keys, NAME, RANKS, sources, health)
-        self.publisher.make_synced = lambda epoch: Synced(epoch=epoch)
         self._directory = Directory()
         self._sets = Sets(self.publisher, self._directory)
         self._subjects = Subjects(self.publisher, self._directory, self._sets)
         self._policies = Policies(self.publisher, self._subjects)
-        self._identities_synced = False
 
     async def start(self) -> None:
         """Takes over numbers from the store. Raises UnavailableError."""
@@ -99,7 +97,7 @@ class PolicySync:
                 asked = read(IdentityKeys, key, value)
         self._sets.load(texts)
         self._subjects.load(contents)
-        self._policies.load(asked, 0)
+        self._policies.load(asked)
 
     async def run(self, holder: str, ttl: int) -> None:
         """Never returns."""
@@ -108,7 +106,6 @@ class PolicySync:
             group.create_task(self._watch(NAMESPACES, namespaces))
             group.create_task(self._watch_policies())
             group.create_task(self._follow_identities())
-            group.create_task(self._follow_synced())
             group.create_task(self.publisher.run(holder, ttl))
 
     async def _watch(self, resource: Resource[T], handler: Handler[T]) -> None:
@@ -125,17 +122,15 @@ class PolicySync:
         await track(self._api, NETWORK_POLICIES, self._policies, NAME, done)
 
     async def _follow_identities(self) -> None:
-        prefix = f"{self._keys.prefix}identities/"
-        seen = False
-        async with aclosing(self._store.follow(prefix)) as changes:
+        # Rules made for a part of the identities would cut off the others: only complete states count.
+        mark = self._keys.identities_synced()
+        async with aclosing(follow_marked(self._store, f"{self._keys.prefix}identities/", [mark])) as changes:
             async for change in changes:
+                if isinstance(change, Incomplete):
+                    continue
                 if isinstance(change, Snapshot):
                     self._replace(change.values)
-                    if seen:
-                        self.publisher.reload()
-                    seen = True
-                    self._identities_read = True
-                    self._check_sources()
+                    self.publisher.listed(IDENTITIES)
                 else:
                     for operation in change.operations:
                         value = operation.value if isinstance(operation, Put) else None
@@ -150,6 +145,11 @@ class PolicySync:
             self._identity(key, value)
 
     def _identity(self, key: str, value: bytes | None) -> None:
+        if key == self._keys.identities_synced():
+            synced = read(Synced, key, value) if value is not None else None
+            if synced is not None:
+                self._policies.answered(synced.follows)
+            return
         text = key.rsplit("/", 1)[-1]
         if not text.isdecimal():
             get_logger().warning("identity key not understood", key=key)
@@ -168,25 +168,6 @@ class PolicySync:
             self._directory.add(number, identity)
             self._sets.identity_added(number, identity)
             self._subjects.identity_added(number, identity)
-
-    async def _follow_synced(self) -> None:
-        key = self._keys.synced("endpoint-sync")
-        async with aclosing(self._store.follow(key)) as changes:
-            async for change in changes:
-                value = value_of(change, key)
-                synced = read(Synced, key, value) if value is not None else None
-                if synced is not None:
-                    self._policies.answered(synced.identity_keys)
-                    self._identities_synced = True
-                    self._check_sources()
-                    self.publisher.changed()
-
-    _identities_read = False
-
-    def _check_sources(self) -> None:
-        # Before endpoint-sync has ever completed its identities, rules would be made for a part of them.
-        if self._identities_read and self._identities_synced:
-            self.publisher.listed(IDENTITIES)
 
 
 def read(kind: type[R], key: str, value: bytes) -> R | None:
