@@ -12,6 +12,7 @@ RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE = 0x1, 0x10, 0x40
 RTMGRP_IPV6_IFADDR, RTMGRP_IPV6_ROUTE = 0x100, 0x400
 GROUPS = RTMGRP_LINK | RTMGRP_IPV4_IFADDR | RTMGRP_IPV4_ROUTE | RTMGRP_IPV6_IFADDR | RTMGRP_IPV6_ROUTE
 
+IFF_UP = 0x1
 RT_TABLE_MAIN = 254
 RTN_UNICAST = 1
 FULL = {2: 32, 10: 128}  # AF_INET, AF_INET6 → length of a host route
@@ -67,15 +68,18 @@ class HostWatch:
 
     def _link(self, message: Any, new: bool) -> bool:
         index = message["index"]
-        if new:
-            name = message.get_attr("IFLA_IFNAME")
-            if self.host.devices.get(index) == name:
-                return False
-            self.host.devices[index] = name
-            return True
-        # The kernel takes the routes of a device away without telling.
-        self.host.pods = {address: device for address, device in self.host.pods.items() if device != index}
-        return self.host.devices.pop(index, None) is not None
+        routed = False
+        if not new or not message["flags"] & IFF_UP:
+            # The kernel takes the routes of a device that is down or gone away without telling.
+            routed = index in self.host.pods.values()
+            self.host.pods = {address: device for address, device in self.host.pods.items() if device != index}
+        if not new:
+            return self.host.devices.pop(index, None) is not None
+        name = message.get_attr("IFLA_IFNAME")
+        if self.host.devices.get(index) == name:
+            return routed
+        self.host.devices[index] = name
+        return True
 
     def _route(self, message: Any, new: bool) -> bool:
         if message["dst_len"] != FULL.get(message["family"]) or message["type"] != RTN_UNICAST:
