@@ -14,7 +14,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 PREFIX = "tgt-agent"
-PATIENCE = 60.0  # seconds until a wait gives up
+PATIENCE = 20.0  # seconds until a wait gives up
 _CLONE_NEWNET = 0x40000000
 _LIBC = ctypes.CDLL(None, use_errno=True)
 

@@ -7,7 +7,7 @@ import socket
 from collections.abc import Awaitable, Callable
 
 import pytest
-from tests.node_agent.netns import Namespace, Network, until
+from tests.node_agent.netns import PATIENCE, Namespace, Network, until
 
 from node_agent import nft
 from node_agent.netlink import HostWatch
@@ -44,12 +44,12 @@ def send(network: Network, family: int, source: Namespace, target: Namespace, ad
 
 
 async def arrived(receiver: socket.socket) -> None:
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE):
         assert await asyncio.get_running_loop().sock_recv(receiver, 100) == b"hello"
 
 
 async def dropped_one() -> None:
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE):
         while (await nft.dropped())[0] == 0:  # noqa: ASYNC110  # the counter is the kernel's
             await asyncio.sleep(0.01)
 
@@ -165,7 +165,7 @@ def watched(node: Namespace, work: Callable[[HostWatch, list[None]], Awaitable[N
         watch, ready = HostWatch(lambda: changes.append(None)), asyncio.Event()
         task = asyncio.create_task(watch.run(ready.set))
         try:
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(PATIENCE):
                 await ready.wait()
             await work(watch, changes)
         finally:
