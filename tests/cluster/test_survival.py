@@ -1,6 +1,9 @@
 """Every process killed in turn, under a running TCP stream and a request loop: nothing is lost."""
 
 import json
+import os
+import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -40,12 +43,24 @@ def policed(cluster: Cluster) -> Iterator[Cluster]:
     cluster.settle()
 
 
+LATE = """
+apiVersion: v1
+kind: Pod
+metadata: {name: late, namespace: shop, labels: {app: cart, tier: logic, since: backup}}
+spec:
+  nodeName: node-2
+  terminationGracePeriodSeconds: 0
+  containers:
+  - {name: responder, image: tidegate/responder}
+"""
+
+
 @contextmanager
-def traffic(cluster: Cluster, script: Path) -> Iterator[dict[str, Any]]:
+def traffic(cluster: Cluster, script: Path, client: str = CLIENT) -> Iterator[dict[str, Any]]:
     """Traffic while the context is open; what it saw, and what the nodes dropped, is in the dictionary afterwards."""
     drops = {node: cluster.status(node)["drops"] for node in cluster.nodes()}
     vip = cluster.kubectl("get", "svc", "-n", "shop", SERVICE, "-o", "jsonpath={.spec.clusterIP}")
-    command = cluster.command_in(CLIENT, sys.executable, "-S", "-E", str(script), vip, TCP, UDP)
+    command = cluster.command_in(client, sys.executable, "-S", "-E", str(script), vip, TCP, UDP)
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdin is not None
     assert process.stdout is not None
@@ -61,6 +76,25 @@ def traffic(cluster: Cluster, script: Path) -> Iterator[dict[str, Any]]:
         seen["drops"] = {
             n: cluster.status(n)["drops"] for n in cluster.nodes() if cluster.status(n)["drops"] != drops[n]
         }
+
+
+def entries(cluster: Cluster) -> dict[str, dict[str, int]]:
+    """Node → map → entries. Without endpoints: the kernel gives new devices a link-local address when it likes."""
+    nodes = {node: cluster.status(node)["maps"] for node in cluster.nodes()}
+    return {
+        node: {name: values["entries"] for name, values in maps.items() if name != "endpoints"}
+        for node, maps in nodes.items()
+    }
+
+
+def etcdctl(cluster: Cluster, *arguments: str) -> str:
+    """Empty where etcd does not answer."""
+    command = ["etcdctl", f"--endpoints={cluster.register['etcd']}", *arguments]
+    done = subprocess.run(
+        command, env={**os.environ, "ETCDCTL_API": "3"}, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 0 or arguments[0] == "get", done.stderr
+    return done.stdout
 
 
 def nothing_lost(seen: dict[str, Any]) -> None:
@@ -117,23 +151,46 @@ def test_what_changed_while_an_agent_was_away_is_made_up_for(policed: Cluster) -
 
 
 def test_a_wiped_etcd_is_written_anew_and_traffic_goes_on(policed: Cluster, traffic_script: Path) -> None:
-    endpoint = policed.register["etcd"]
     policed.settle()
-    before = {node: policed.status(node)["maps"] for node in policed.nodes()}
+    before = entries(policed)
     with traffic(policed, traffic_script) as seen:
-        etcdctl = ["env", "ETCDCTL_API=3", "etcdctl", f"--endpoints={endpoint}"]
-        subprocess.run([*etcdctl, "del", "--prefix", "/tidegate/"], check=True, capture_output=True)
-
-        def complete() -> bool:
-            answer = subprocess.run(
-                [*etcdctl, "get", "--prefix", "--keys-only", "/tidegate/playground/v1/meta/synced/"],
-                capture_output=True,
-                text=True,
-                check=True,
-            )
-            return len(answer.stdout.split()) == 2
-
-        until("both writers are done again", complete)
+        etcdctl(policed, "del", "--prefix", "/tidegate/")
+        marks = "/tidegate/playground/v1/meta/synced/"
+        until(
+            "both writers are done again",
+            lambda: len(etcdctl(policed, "get", "--prefix", "--keys-only", marks).split()) == 2,
+        )
         policed.settle()
     nothing_lost(seen)
-    assert {node: policed.status(node)["maps"] for node in policed.nodes()} == before
+    assert entries(policed) == before
+
+
+def test_an_etcd_restored_from_an_older_copy_costs_nothing(policed: Cluster, traffic_script: Path) -> None:
+    """The pod that sends was created after the copy was made: the copy knows nothing of it."""
+    register = policed.register
+    home = policed.layout.home / "etcd"
+    copy, restored = home / "copy.db", home / "restored"
+    policed.settle()
+    etcdctl(policed, "snapshot", "save", str(copy))
+    policed.kubectl("apply", "-f", "-", text=LATE)
+    policed.kubectl("wait", "--for=condition=Ready", "-n", "shop", "pod/late", "--timeout=60s")
+    policed.settle()
+    before = entries(policed)
+    with traffic(policed, traffic_script, "shop/late") as seen:
+        supervisor, etcd = register["processes"]["supervisor"]["pid"], policed.pid("etcd")
+        os.kill(supervisor, signal.SIGSTOP)  # so that it does not start etcd again before the copy is in its place
+        try:
+            os.kill(etcd, signal.SIGKILL)
+            etcdctl(policed, "snapshot", "restore", str(copy), f"--data-dir={restored}")
+            shutil.rmtree(home / "data")
+            restored.rename(home / "data")
+        finally:
+            os.kill(supervisor, signal.SIGCONT)
+        until("etcd runs again", lambda: policed.running("etcd", etcd))
+        key = "/tidegate/playground/v1/endpoints/shop/late"
+        until("the pod is in etcd again", lambda: etcdctl(policed, "get", "--keys-only", key).strip())
+        until("all agents are ready", lambda: all(policed.status(node).get("ready") for node in policed.nodes()))
+        policed.settle()
+    nothing_lost(seen)
+    assert entries(policed) == before
+    policed.kubectl("delete", "pod", "-n", "shop", "late")

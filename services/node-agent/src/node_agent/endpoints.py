@@ -30,6 +30,7 @@ class EndpointView:
         self._nodes: dict[str, Node] = {}
         self._devices: dict[bytes, int] = {}
         self._addresses: frozenset[bytes] = frozenset()
+        self._recalling = True
 
     @property
     def local(self) -> Iterable[tuple[Key, Endpoint]]:
@@ -39,15 +40,16 @@ class EndpointView:
         before = self._endpoints.pop(key, None)
         if before is not None:
             self._unindex(key, before, record)
+        if record is None or (before is not None and before.uid != record.uid):
+            self._identity.pop(key, None)  # another pod of that name is a new one
         if record is None:
-            self._identity.pop(key, None)
             self._hold(key, None)
             return
         self._endpoints[key] = record
         self._by_identity.setdefault(record.identity, set()).add(key)
         for address in record.addresses:
             self._claims.setdefault(address, {})[key] = None
-        if key not in self._identity:
+        if key not in self._identity and self._recalling:
             self._recall(key, record)
         self.refresh(key)
 
@@ -65,13 +67,18 @@ class EndpointView:
                 del self._claims[address]
             self._publish(address)
 
+    def recall_no_more(self) -> None:
+        """From now on an address in the map says nothing of a pod that is new: it may have been another's."""
+        self._recalling = False
+
     def _recall(self, key: Key, record: Endpoint) -> None:
-        """After a restart: the identity that the map gives this pod."""
+        """After a restart: the identity that the map gives this pod, if it has the same device as then."""
         for address in record.addresses:
             value = self._tables.have("endpoints").get(address)
-            identity = self._entries.pod_identity(value) if value is not None else None
-            if identity is not None:
-                self._identity[key] = identity
+            pod = self._entries.pod_of(value) if value is not None else None
+            device = self._devices.get(address, 0) if record.node == self._own else 0
+            if pod is not None and pod[1] == device:
+                self._identity[key] = pod[0]
 
     def refresh(self, key: Key) -> None:
         record = self._endpoints[key]

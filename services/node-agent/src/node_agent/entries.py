@@ -28,11 +28,11 @@ class Entries:
         identity, flags = (IDENTITY_NODE, EP_OWN_NODE) if own else (IDENTITY_REMOTE_NODE, EP_REMOTE_NODE)
         return self._values["endpoints"].pack(identity=identity, flags=flags)
 
-    def pod_identity(self, value: bytes) -> int | None:
-        """The identity in an entry of an open pod, None in any other."""
+    def pod_of(self, value: bytes) -> tuple[int, int] | None:
+        """Identity and ifindex in the entry of an open pod, None in any other."""
         fields = self._values["endpoints"].unpack(value)
-        flags = fields["flags"]
-        return int(fields["identity"]) if flags & EP_POD and not flags & EP_CLOSED else None
+        is_open = fields["flags"] & EP_POD and not fields["flags"] & EP_CLOSED
+        return (int(fields["identity"]), int(fields["ifindex"])) if is_open else None
 
     def device(self, index: int) -> tuple[bytes, bytes]:
         return self._keys["devices"].pack(value=index), self._values["devices"].pack(flags=DEVICE_UPLINK)

@@ -62,6 +62,7 @@ class View:
         self._settle()
         if not self._loaded:
             self._tables.adopt()
+            self.endpoints.recall_no_more()
             self._loaded = True
 
     def batch(self, operations: Sequence[Operation]) -> None:
