@@ -10,6 +10,7 @@ import aiohttp
 import kubernetes_asyncio.config
 import msgspec
 from kubernetes_asyncio.client import Configuration
+from kubernetes_asyncio.config import ConfigException
 
 from tidegate.kube.watch import GoneError, Unreachable
 
@@ -20,7 +21,8 @@ READ = 30.0  # seconds without a byte, of an ordinary request
 WATCH = 300  # seconds
 WATCH_SILENCE = WATCH + 30.0
 JSON = {"Accept": "application/json"}
-ERRORS = (aiohttp.ClientError, TimeoutError, OSError)
+# ConfigException: the plug-in that gives the credentials failed.
+ERRORS = (aiohttp.ClientError, TimeoutError, OSError, ConfigException)
 MAX_LINE = 64 * 1024 * 1024  # bytes of one object; etcd holds 1.5 MB, other servers may hold more
 
 
@@ -192,7 +194,7 @@ async def _lines(stream: aiohttp.StreamReader) -> AsyncGenerator[bytes, None]:
             parts, size = [], 0
         size += len(rest)
         if size > MAX_LINE:
-            raise Unreachable(f"an event of the watch is larger than {MAX_LINE >> 20} MiB")
+            raise GoneError(f"an event of the watch is larger than {MAX_LINE >> 20} MiB")
         if rest:
             parts.append(rest)
 

@@ -68,7 +68,7 @@ Event = Listed[T] | Changed[T] | Deleted | Invalid
 
 
 class GoneError(Exception):
-    """The API server no longer has the history from that resource version on (410)."""
+    """The watch cannot go on from that resource version: most often the history is gone (410). List again."""
 
 
 class Unreachable(Exception):
@@ -149,8 +149,8 @@ async def list_watch(api: Api, resource: Resource[T]) -> AsyncGenerator[Event[T]
                 yield listed
             async with aclosing(api.watch(resource.path, version)) as lines:
                 async for line in lines:
-                    backoff.reset()
                     event, version = _event(line, decode, version)
+                    backoff.reset()
                     if event is not None:
                         yield event
         except GoneError as error:
@@ -184,15 +184,14 @@ async def _list(api: Api, resource: Resource[T], decode: _Decoder[T]) -> tuple[L
 
 
 def _event(line: bytes, decode: _Decoder[T], version: str) -> tuple[Event[T] | None, str]:
+    # Opened anew at the same version, a watch that failed by what it said would fail by the same.
     try:
         event = _DECODE_EVENT.decode(line)
-    except msgspec.DecodeError as error:
-        raise Unreachable(f"a line of the watch is no event: {error}") from error
-    if event.type == "ERROR":
-        status = _DECODE_STATUS.decode(event.object)
-        if status.code == 410:
-            raise GoneError(status.message)
-        raise Unreachable(f"the watch ended with {status.code}: {status.message}")
+        if event.type == "ERROR":
+            status = _DECODE_STATUS.decode(event.object)
+            raise GoneError(f"the watch ended with {status.code}: {status.message}")
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise GoneError(f"a line of the watch is no event: {error}") from error
     if event.type == "BOOKMARK":
         return None, _version(event.object) or version
     decoded = decode(event.object)
@@ -203,4 +202,7 @@ def _event(line: bytes, decode: _Decoder[T], version: str) -> tuple[Event[T] | N
 
 
 def _version(raw: msgspec.Raw) -> str:
-    return str((_DECODE_NAMED.decode(raw).metadata or {}).get("resourceVersion", ""))
+    try:
+        return str((_DECODE_NAMED.decode(raw).metadata or {}).get("resourceVersion", ""))
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return ""
