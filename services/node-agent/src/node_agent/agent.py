@@ -19,7 +19,7 @@ from node_agent.loader import Manifest, read_manifest
 from node_agent.maps import Maps
 from node_agent.netlink import HostWatch
 from node_agent.routes import Routes, wanted
-from node_agent.table import ORDER, POLICY, Step, Tables
+from node_agent.table import ORDER, POLICY, REACHED_FROM, Step, Tables
 from node_agent.view import View
 from tidegate.records import Keyspace
 from tidegate.runtime import metrics
@@ -239,21 +239,33 @@ class Agent:
     async def _write(self) -> None:
         steps = self.tables.plan()
         self._full = {}
-        for index, step in enumerate(steps):
-            count = await self.in_worker(lambda step=step: self._step(step))  # type: ignore[misc]
-            puts = step.puts[:count]
-            # Of a map that turned out to be full, too: what was written must be known, or it could never be removed.
-            self.tables.done(step.map, puts, step.deletes)
-            self.written += count
-            WRITES.labels(step.map).inc(count)
-            if len(puts) < len(step.puts):
-                # What depends on this entry must not follow; the rest of the plan is tried again later.
-                self._full[step.map] = f"map {step.map}: full, it holds {self.maps[step.map].max_entries} entries"
-                log.warning("map full", map=step.map, left=len(steps) - index, reason=self._full[step.map])
-                break
+        outdated: set[str] = set()  # maps with entries that should be others, or gone, and are not
+        for step in steps:
+            # Nothing may lead to an entry that found no room, and nothing goes that may still be led to.
+            if step.puts:
+                hindered = any(step.map in REACHED_FROM[full] for full in self._full)
+            else:
+                hindered = not REACHED_FROM[step.map].isdisjoint(outdated)
+            # What cannot be done now is tried again later.
+            if (hindered or not await self._carry_out(step)) and self.tables.outdated(step):
+                outdated.add(step.map)
         if any(step.map in POLICY for step in steps):
             await self.in_worker(self._raise_generation)
         await self._routes.apply(wanted(self.view.endpoints.nodes, self._settings.node))
+
+    async def _carry_out(self, step: Step) -> bool:
+        """Whether there was room for all of it."""
+        count = await self.in_worker(lambda: self._step(step))
+        puts = step.puts[:count]
+        # Of a map that turned out to be full, too: what was written must be known, or it could never be removed.
+        self.tables.done(step.map, puts, step.deletes)
+        self.written += count
+        WRITES.labels(step.map).inc(count)
+        if len(puts) == len(step.puts):
+            return True
+        self._full[step.map] = f"map {step.map}: full, it holds {self.maps[step.map].max_entries} entries"
+        log.warning("map full", map=step.map, left=len(step.puts) - len(puts), reason=self._full[step.map])
+        return False
 
     def _step(self, step: Step) -> int:
         """How many entries were written or removed: fewer than the step has where the map is full."""

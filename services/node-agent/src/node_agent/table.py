@@ -7,6 +7,19 @@ from dataclasses import dataclass
 # looked up first lead to one that is not there.
 ORDER = ("members", "rules", "backends", "services", "frontends", "subjects", "devices", "endpoints")
 
+# From which maps a packet comes to an entry, and so what must not be written while it is missing, and what must be
+# written before it may go.
+REACHED_FROM: dict[str, frozenset[str]] = {
+    "members": frozenset({"rules", "subjects", "endpoints"}),
+    "rules": frozenset({"subjects", "endpoints"}),
+    "backends": frozenset({"services", "frontends"}),
+    "services": frozenset({"frontends"}),
+    "frontends": frozenset(),
+    "subjects": frozenset({"endpoints"}),
+    "devices": frozenset(),
+    "endpoints": frozenset(),
+}
+
 # Changes in these may change verdicts: connections are judged anew after them.
 POLICY = frozenset({"members", "rules", "subjects", "endpoints"})
 
@@ -68,6 +81,11 @@ class Tables:
             if deletes:
                 steps.append(Step(name, deletes=deletes))
         return steps
+
+    def outdated(self, step: Step) -> bool:
+        """Whether the kernel holds an entry that the step would still replace or remove."""
+        have = self._have[step.map]
+        return any(have.get(key, value) != value for key, value in step.puts) or any(k in have for k in step.deletes)
 
     def done(self, name: str, puts: Iterable[tuple[bytes, bytes]] = (), deletes: Iterable[bytes] = ()) -> None:
         """The kernel holds this now. What has been wanted otherwise meanwhile, withdrawals included, is due."""
