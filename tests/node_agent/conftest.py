@@ -14,7 +14,7 @@ from tests.node_agent.netns import PREFIX, Network, name_of, orphaned
 from node_agent.loader import read_manifest
 
 # More members than go in two system calls, and few enough endpoints that a test can fill them.
-SIZES = {"endpoints": 64, "members": 16384, "rules": 1024, "backends": 4096, "connections": 1024}
+SIZES = {"endpoints": 64, "subjects": 8, "members": 16384, "rules": 1024, "backends": 4096, "connections": 1024}
 
 
 def cgroup2() -> Path:

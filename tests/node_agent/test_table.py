@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from node_agent.table import ORDER, Step, Tables
+from node_agent.table import ORDER, REACHED_FROM, Step, Tables
 
 Contents = dict[str, dict[bytes, bytes]]
 
@@ -108,6 +108,10 @@ def test_all_puts_come_before_all_deletes_each_in_its_order(have: Contents, want
 def test_what_is_looked_up_later_is_written_earlier() -> None:
     for name, target in (*LEADS_TO.items(), ("endpoints", "subjects"), ("endpoints", "devices")):
         assert ORDER.index(target) < ORDER.index(name), f"{name} leads to {target}"
+    for target, names in REACHED_FROM.items():
+        assert all(ORDER.index(target) < ORDER.index(name) for name in names), target
+    assert all(name in REACHED_FROM[target] for name, target in LEADS_TO.items())
+    assert REACHED_FROM.keys() == set(ORDER)
 
 
 @pure

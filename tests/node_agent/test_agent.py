@@ -1,0 +1,374 @@
+"""A whole agent in a network namespace, with a kernel's maps and a store in memory."""
+
+import asyncio
+import contextlib
+import json
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import aiohttp
+import pytest
+from tests.bpf.kernel import Loaded
+from tests.node_agent.conftest import SIZES
+from tests.node_agent.netns import Network, until
+from tests.node_agent.world import (
+    KEYS,
+    MARKS,
+    OWN,
+    Values,
+    backend,
+    backends,
+    from_set,
+    judged,
+    members,
+    node,
+    pod,
+    pod_key,
+    puts,
+    rules,
+    service,
+    subject,
+    undecodable,
+)
+
+from node_agent import nft
+from node_agent.agent import Agent, NodeSettings
+from node_agent.monitor import MONITOR_DROPS, MONITOR_VERDICTS, Monitor
+from node_agent.status import routes, status
+from node_agent.table import ORDER
+from tidegate.runtime.http import Health, serve
+from tidegate.store import Delete
+from tidegate.store.memory import MemoryStore
+
+pytestmark = pytest.mark.root
+
+WEB, DB = 1001, 1002
+RECORDS: Values = {
+    **node("n2", "172.31.2.12"),
+    **pod("web", WEB, Network.POD),
+    **pod("db", DB, "10.202.2.2", node="n2"),
+    **subject(WEB, 5),
+    **rules(5, from_set(300)),
+    **members(300, 0, DB),
+    **judged(DB),
+    **service("shop", "10.96.0.1", http=80),
+    **backends("shop", 0, backend(Network.POD), backend("10.202.2.2")),
+}
+
+
+class World:
+    """Where agents are started."""
+
+    def __init__(self, network: Network, loaded: Loaded, cgroup: Path) -> None:
+        self.network, self.loaded = network, loaded
+        self.store = MemoryStore()
+        self.settings = NodeSettings(OWN, loaded.bpffs, loaded.state, cgroup, ("eth0",), "veth*", "auto", ())
+
+    @asynccontextmanager
+    async def agent(self) -> AsyncIterator[tuple[Agent, Health]]:
+        health = Health("programs", "snapshot")
+        agent = Agent(self.settings, self.store, KEYS, self.loaded.manifest, health)
+        await agent.open()
+        task = asyncio.create_task(agent.run())
+        try:
+            yield agent, health
+        finally:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+            await agent.close()
+
+    async def settled(self, agent: Agent, health: Health) -> None:
+        await until("readiness", lambda: health.is_ready and agent.tables.pending == 0)
+
+    def kernel(self) -> dict[str, object]:
+        """All that the agent's maps hold."""
+        return {name: sorted(map(str, self.loaded.maps[name].items())) for name in ORDER}
+
+    def generation(self) -> int:
+        value = self.loaded.maps["settings"].get({"value": 0})
+        assert value is not None
+        return int(value["value"])
+
+    def identity(self, address: str) -> int | None:
+        entry = self.loaded.maps["endpoints"].get({"addr": address})
+        return entry["identity"] if entry else None
+
+
+Run = Callable[[Callable[[World], Awaitable[None]]], None]
+
+
+@pytest.fixture
+def run(network: Network, loaded: Loaded, cgroup: Path) -> Run:
+    """Runs a test's coroutine in the node's network namespace."""
+
+    def start(work: Callable[[World], Awaitable[None]]) -> None:
+        async def inside() -> None:
+            await work(World(network, loaded, cgroup))
+
+        network.node.runs(inside)
+
+    return start
+
+
+def pods(first: int, count: int) -> Values:
+    return {k: v for n in range(first, first + count) for k, v in pod(f"p{n}", DB, f"10.202.3.{n}", node="n2").items()}
+
+
+def test_from_a_snapshot_to_maps(run: Run) -> None:
+    async def work(world: World) -> None:
+        world.store.put_now(puts({**MARKS, **RECORDS}))
+        async with world.agent() as (agent, health):
+            await world.settled(agent, health)
+            maps, index = world.loaded.maps, world.network.node.ifindex("vethpod")
+            web = maps["endpoints"].get({"addr": Network.POD})
+            assert web == {"identity": WEB, "ifindex": index, "flags": 1}
+            assert maps["endpoints"].get({"addr": "10.202.2.2"}) == {"identity": DB, "ifindex": 0, "flags": 1}
+            assert maps["endpoints"].get({"addr": Network.NODE}) == {"identity": 1, "ifindex": 0, "flags": 2}
+            assert maps["endpoints"].get({"addr": "172.31.2.12"}) == {"identity": 2, "ifindex": 0, "flags": 4}
+            assert maps["devices"].items() == [({"value": world.network.node.ifindex("eth0")}, {"flags": 1})]
+            assert maps["members"].get({"set": 300, "member": DB}) is not None
+            assert maps["services"].get({"value": 5080}) is not None
+            assert set(agent.attachments.devices.values()) == {"eth0", "vethpod"}
+            assert world.generation() > 0
+
+    run(work)
+
+
+def test_a_change_reaches_the_maps(run: Run) -> None:
+    async def work(world: World) -> None:
+        world.store.put_now(puts({**MARKS, **RECORDS}))
+        async with world.agent() as (agent, health):
+            await world.settled(agent, health)
+            before = world.generation()
+            world.store.put_now(puts(pod("db", DB, "10.202.2.3", node="n2")))
+            await until("the new address", lambda: world.identity("10.202.2.3") == DB)
+            await until("the end of the old one", lambda: world.identity("10.202.2.2") is None)
+            await until("a new generation", lambda: world.generation() > before)
+
+    run(work)
+
+
+def test_a_change_of_services_alone_raises_no_generation(run: Run) -> None:
+    async def work(world: World) -> None:
+        world.store.put_now(puts({**MARKS, **RECORDS}))
+        async with world.agent() as (agent, health):
+            await world.settled(agent, health)
+            before = world.generation()
+            world.store.put_now(puts(service("more", "10.96.0.2", http=90)))
+            await until("the service", lambda: world.loaded.maps["services"].get({"value": 5090}))
+            world.store.put_now([Delete(KEYS.service("default", "more"))])
+            await until("its end", lambda: not world.loaded.maps["services"].get({"value": 5090}))
+            assert world.generation() == before
+
+    run(work)
+
+
+def test_another_agent_that_finds_all_as_it_should_be_writes_nothing(run: Run) -> None:
+    async def work(world: World) -> None:
+        world.store.put_now(puts({**MARKS, **RECORDS}))
+        async with world.agent() as (agent, health):
+            await world.settled(agent, health)
+        before, generation = world.kernel(), world.generation()
+        links = sorted(path.name for path in (world.loaded.bpffs / "links").iterdir())
+        async with world.agent() as (agent, health):
+            await world.settled(agent, health)
+            assert agent.written == 0
+            assert agent.attachments.repairs == 0
+        assert world.kernel() == before
+        assert world.generation() == generation
+        assert sorted(path.name for path in (world.loaded.bpffs / "links").iterdir()) == links
+
+    run(work)
+
+
+def test_what_changed_while_no_agent_ran_is_made_up_for(run: Run) -> None:
+    async def work(world: World) -> None:
+        world.store.put_now(puts({**MARKS, **RECORDS, **pod("gone", DB, "10.202.2.9", node="n2")}))
+        async with world.agent() as (agent, health):
+            await world.settled(agent, health)
+        world.store.put_now([Delete(pod_key("gone")), *puts(pod("new", DB, "10.202.2.8", node="n2"))])
+        async with world.agent() as (agent, health):
+            await world.settled(agent, health)
+            assert agent.written == 2
+        assert world.identity("10.202.2.9") is None
+        assert world.identity("10.202.2.8") == DB
+
+    run(work)
+
+
+@pytest.mark.parametrize("missing", sorted(MARKS))
+def test_nothing_is_written_until_both_writers_are_done(run: Run, missing: str) -> None:
+    async def work(world: World) -> None:
+        world.store.put_now(puts({**RECORDS, **{key: value for key, value in MARKS.items() if key != missing}}))
+        async with world.agent() as (agent, health):
+            await until("the reason", lambda: missing.rpartition("/")[2] in health.report()["snapshot"])
+            assert agent.written == 0
+            assert not any(world.kernel().values())
+            world.store.put_now(puts({missing: MARKS[missing]}))
+            await world.settled(agent, health)
+            assert world.identity(Network.POD) == WEB
+
+    run(work)
+
+
+def test_a_store_that_is_emptied_is_not_followed(run: Run) -> None:
+    async def work(world: World) -> None:
+        world.store.put_now(puts({**MARKS, **RECORDS}))
+        async with world.agent() as (agent, health):
+            await world.settled(agent, health)
+            before, written = world.kernel(), agent.written
+            world.store.put_now([Delete(key) for key in MARKS])
+            await until("notice of it", lambda: not health.is_ready)
+            for key in RECORDS:
+                world.store.put_now([Delete(key)])
+            # Until the writers are done again, new records count for nothing either.
+            world.store.put_now(puts(pod("early", DB, "10.202.2.7", node="n2")))
+            for _ in range(100):
+                await asyncio.sleep(0)
+            assert (world.kernel(), agent.written) == (before, written)
+            world.store.put_now(puts({**MARKS, **RECORDS}))
+            await until("the new pod", lambda: world.identity("10.202.2.7") == DB)
+            await world.settled(agent, health)
+            assert agent.written == written + 1
+
+    run(work)
+
+
+def test_a_wiped_store_leaves_the_maps_alone(run: Run) -> None:
+    async def work(world: World) -> None:
+        world.store.put_now(puts({**MARKS, **RECORDS}))
+        async with world.agent() as (agent, health):
+            await world.settled(agent, health)
+            before = world.kernel()
+            world.store.wipe()
+            await until("notice of it", lambda: not health.is_ready)
+            assert world.kernel() == before
+
+    run(work)
+
+
+def test_a_full_map_is_reported_and_recovers(run: Run) -> None:
+    async def work(world: World) -> None:
+        size = SIZES["endpoints"]
+        world.store.put_now(puts({**MARKS, **RECORDS, **pods(0, size)}))
+        async with world.agent() as (agent, health):
+            await until("the report", lambda: "endpoints" in agent.full)
+            assert f"endpoints: full, it holds {size}" in agent.full["endpoints"]
+            assert (await status(agent, health, OWN))["full"] == agent.full
+            assert len(agent.tables.have("endpoints")) == size == len(world.loaded.maps["endpoints"].items())
+            # Whoever goes makes room, also while others still wait for it.
+            there = [n for n in range(size) if world.identity(f"10.202.3.{n}") is not None]
+            world.store.put_now([Delete(pod_key(f"p{n}")) for n in there[:1]])
+            await until("one of them", lambda: world.identity(f"10.202.3.{there[0]}") is None)
+            world.store.put_now([Delete(pod_key(f"p{n}")) for n in range(size // 2)])
+            await until("room", lambda: not agent.full and agent.tables.pending == 0)
+            assert [world.identity(f"10.202.3.{n}") for n in range(size // 2, size)] == [DB] * (size - size // 2)
+
+    run(work)
+
+
+def test_nothing_leads_to_what_found_no_room_and_others_go_on(run: Run) -> None:
+    async def work(world: World) -> None:
+        count = SIZES["subjects"] + 1
+        crowd: Values = {}
+        for number in range(count):
+            crowd |= {**judged(2000 + number), **pod(f"c{number}", 2000 + number, f"10.202.1.{100 + number}")}
+        world.store.put_now(puts({**MARKS, **crowd, **service("shop", "10.96.0.1", http=80)}))
+        async with world.agent() as (agent, _):
+            await until("the report", lambda: agent.full.keys() == {"subjects"})
+            await until("the service", lambda: world.loaded.maps["services"].get({"value": 5080}))
+            assert world.loaded.maps["endpoints"].items() == []
+            world.store.put_now([Delete(pod_key("c0"))])
+            await until("room", lambda: not agent.full and agent.tables.pending == 0)
+            assert len(world.loaded.maps["subjects"].items()) == count - 1
+
+    run(work)
+
+
+def test_devices_come_and_go(run: Run) -> None:
+    async def work(world: World) -> None:
+        world.store.put_now(puts(MARKS))
+        host = world.network.node
+        async with world.agent() as (agent, health):
+            await world.settled(agent, health)
+            host.ip("link", "add", "vethnew", "type", "veth", "peer", "name", "other")
+            index = host.ifindex("vethnew")
+            await until("programs on it", lambda: agent.attachments.devices.get(index) == "vethnew")
+            links = set((world.loaded.bpffs / "links").glob(f"tcx_{index}_*"))
+            assert len(links) == (2 if agent.attachments.tcx else 0)
+            host.ip("link", "del", "vethnew")
+            await until("its end", lambda: index not in agent.attachments.devices)
+            assert not set((world.loaded.bpffs / "links").glob(f"tcx_{index}_*"))
+
+    run(work)
+
+
+def test_a_node_without_its_uplink_is_not_ready(run: Run) -> None:
+    async def work(world: World) -> None:
+        world.store.put_now(puts({**MARKS, **RECORDS}))
+        world.network.node.ip("link", "set", "eth0", "down")
+        world.network.node.ip("link", "set", "eth0", "name", "elsewhere")
+        async with world.agent() as (_, health):
+            await until("the reason", lambda: health.report()["programs"] == "no device eth0")
+            world.network.node.ip("link", "set", "elsewhere", "name", "eth0")
+            await until("readiness", lambda: health.is_ready)
+
+    run(work)
+
+
+def test_status_says_what_is_wrong(run: Run) -> None:
+    async def work(world: World) -> None:
+        bad = undecodable(pod("bad", WEB, "10.202.1.99"))
+        world.store.put_now(puts({**MARKS, **RECORDS, **bad}))
+        async with world.agent() as (agent, health):
+            await world.settled(agent, health)
+            shown = await status(agent, health, OWN)
+            assert shown["problems"].keys() == bad.keys()
+            assert "msgpack" in shown["problems"][pod_key("bad")]
+            assert shown["guard"].startswith("nft: ")
+            await nft.install("veth*")
+            world.store.put_now(puts(pod("bad", WEB, "10.202.1.99")))
+            await until("the good one", lambda: world.identity("10.202.1.99") == WEB)
+            shown = await status(agent, health, OWN)
+            assert shown["problems"] == {}
+            assert shown["guard"] == "standing"
+
+    run(work)
+
+
+def test_status_and_events_over_http(run: Run) -> None:
+    async def work(world: World) -> None:
+        world.store.put_now(puts({**MARKS, **RECORDS}))
+        path = world.loaded.state / f"agent-{os.getpid()}.sock"
+        async with world.agent() as (agent, health):
+            await world.settled(agent, health)
+            monitor = Monitor(agent.manifest, OWN, agent.monitor)
+            async with (
+                serve(health, unix_socket=path, routes=routes(agent, monitor, health, OWN)),
+                aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(path))) as http,
+            ):
+                async with http.get("http://agent/status") as answer:
+                    shown = await answer.json()
+                assert (shown["node"], shown["ready"], shown["pending"]) == (OWN, True, 0)
+                assert shown["endpoints"] == ["default/web"]
+                assert shown["digest"] == world.loaded.manifest.digest
+                assert shown["policy_generation"] == world.generation()
+                assert shown["maps"]["subjects"] == {"entries": 1, "capacity": SIZES["subjects"]}
+                assert shown["map_writes_total"] == agent.written > 0
+                setting = world.loaded.maps["settings"]
+                async with http.get("http://agent/monitor?drops=1&verdicts=1") as stream:
+                    await until("what is monitored", lambda: setting.get({"value": 1}) == {"value": 3})
+                    monitor._event(bytes(monitor._form.size), MONITOR_VERDICTS)
+                    assert json.loads(await stream.content.readline())["reason"] == "FORWARDED"
+
+                def unheard() -> bool:
+                    # The next event tells that nobody listens any more.
+                    monitor._event(bytes(monitor._form.size), MONITOR_DROPS)
+                    return setting.get({"value": 1}) == {"value": 0}
+
+                await until("that nothing is", unheard)
+
+    run(work)
