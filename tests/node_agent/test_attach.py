@@ -4,15 +4,16 @@ import json
 import os
 import shutil
 import struct
+import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
 from tests.bpf.conftest import run_loader
 from tests.bpf.kernel import Loaded
 from tests.node_agent.conftest import SIZES
-from tests.node_agent.netns import Namespace, Network
+from tests.node_agent.netns import PATIENCE, Namespace, Network
 
 from node_agent import links
 from node_agent.attach import POD_PROGRAMS, UPLINK_PROGRAMS, Attachments, Devices
@@ -95,6 +96,16 @@ def attach(opened: Attachments, network: Network, device: str = "vethpod") -> in
     return index
 
 
+def until_done(work: Callable[[], object]) -> None:
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        with suppress(FileExistsError):
+            work()
+            return
+        time.sleep(0.01)
+    raise AssertionError("the kernel does not let go of the old link")
+
+
 def test_which_devices_are_ours() -> None:
     devices = Devices("veth*", ("eth0", "vethup"))
     assert devices.programs("vethabc") is POD_PROGRAMS
@@ -126,7 +137,9 @@ def test_a_tcx_link_without_its_pin_is_put_back(attachments: Open, network: Netw
     opened = attachments("tcx")
     index = attach(opened, network)
     (loaded.bpffs / "links" / f"tcx_{index}_egress").unlink()
-    attach(opened, network)
+    # The kernel lets go of the old link a little later; until then the program stands there already (EEXIST), and the
+    # agent tries again at its next look.
+    until_done(lambda: attach(opened, network))
     assert link_of(loaded.bpffs, f"tcx_{index}_egress")[1:] == (number_of(loaded.manifest, "to_pod"), index)
 
 

@@ -180,6 +180,12 @@ def test_a_pod_keeps_its_identity_over_a_restart_too(agent: Agent) -> None:
     assert again.rows("endpoints") == {IP: open_pod(WEB)}
 
 
+def test_a_new_pod_does_not_inherit_the_identity_of_its_address(agent: Agent) -> None:
+    agent.change({**pod("old", WEB, IP), **judged(WEB)})
+    agent.batch(Delete(pod_key("old")), *puts(pod("new", DB, IP)))
+    assert agent.rows("endpoints") == {IP: CLOSED}
+
+
 def test_rules_that_vanish_close_nobody_but_newcomers(agent: Agent) -> None:
     agent.change({**pod("web", WEB, IP), **judged(WEB, 5)})
     agent.remove(KEYS.rules(5))
