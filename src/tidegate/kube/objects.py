@@ -78,6 +78,7 @@ class ContainerPort(Part, frozen=True):
 
 
 class Container(Part, frozen=True):
+    name: str = ""
     ports: tuple[ContainerPort, ...] | None = None
     restart_policy: str | None = None  # Always makes a sidecar of an init container (KEP-753)
 

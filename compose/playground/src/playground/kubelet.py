@@ -152,7 +152,7 @@ class Kubelet:
         if self._reported.get(key) == facts:
             return
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        names = [f"c{index}" for index, _ in enumerate(pod.spec.containers or ())]
+        names = [container.name for container in pod.spec.containers or ()]
         condition = {"status": "True" if ready else "False", "lastTransitionTime": now}
         status = {
             "phase": "Running",

@@ -15,6 +15,8 @@ VERSION = {
 }
 VERBS = ["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"]
 
+IN_ALL = ("Pod", "Service")  # what `kubectl get all` means
+
 
 def groups() -> Object:
     found = []
@@ -35,8 +37,9 @@ def resources(path: str) -> Object | None:
         return None
     found: list[Object] = []
     for kind in kinds:
+        shown: Object = {"categories": ["all"]} if kind.kind in IN_ALL else {}
         entry: Object = {"name": kind.plural, "singularName": kind.kind.lower(), "namespaced": kind.namespaced}
-        found.append({**entry, "kind": kind.kind, "verbs": VERBS, "shortNames": list(kind.short), "categories": []})
+        found.append({**entry, "kind": kind.kind, "verbs": VERBS, "shortNames": list(kind.short), **shown})
         if kind.status:
             name = f"{kind.plural}/status"
             more: Object = {"name": name, "singularName": "", "namespaced": kind.namespaced}

@@ -91,6 +91,8 @@ class Routes:
         return _json(found)
 
     async def _get(self, request: web.Request, target: Target) -> web.StreamResponse:
+        if target.part and not (target.part == "status" and target.kind.status):
+            raise not_found(target.kind, f"{target.name}/{target.part}")
         if target.name:
             item = self._actions.read(target.kind, (target.namespace, target.name))
             if _wants_table(request):
@@ -109,10 +111,10 @@ class Routes:
         match = self._matches(request)
         items = [item for item in self._storage.all(target.kind, target.namespace) if match(item)]
         metadata: Object = {"resourceVersion": str(self._storage.version)}
-        limit, start = int(request.query.get("limit") or 0), request.query.get("continue")
+        limit, start = _number(request, "limit"), request.query.get("continue")
         if start:
             # The version of the first page goes along: all pages claim to be of that one.
-            version, after = json.loads(start)
+            version, after = _continued(start)
             metadata["resourceVersion"] = version
             items = [item for item in items if _key(item) > tuple(after)]
         if limit and len(items) > limit:
@@ -129,15 +131,15 @@ class Routes:
             text = "sendInitialEvents: Forbidden: sendInitialEvents is forbidden for watch unless the WatchList feature"
             raise StatusError(422, "Invalid", f"{text} gate is enabled")
         match = self._matches(request)
-        asked = request.query.get("resourceVersion", "")
-        position = int(asked) if asked not in ("", "0") else self._storage.version
+        asked = _number(request, "resourceVersion")
+        position = asked or self._storage.version
         response = web.StreamResponse(headers={"Content-Type": "application/json"})
         response.enable_chunked_encoding()
         await response.prepare(request)
         form = _Form(target.kind, _wants_table(request), request.query.get("includeObject", "Metadata"))
         loop = asyncio.get_running_loop()
-        ends = loop.time() + float(request.query.get("timeoutSeconds") or LONGEST_WATCH)
-        if asked in ("", "0"):
+        ends = loop.time() + (_number(request, "timeoutSeconds") or LONGEST_WATCH)
+        if not asked:
             for item in self._storage.all(target.kind, target.namespace):
                 if match(item):
                     await response.write(form.line("ADDED", item))
@@ -201,6 +203,23 @@ class Routes:
         for item in items:
             self._actions.delete(target.kind, _key(item), grace)
         return _json({"kind": "Status", "apiVersion": "v1", "status": "Success", "code": 200})
+
+
+def _number(request: web.Request, name: str) -> int:
+    """0 where the query does not name it."""
+    text = request.query.get(name) or "0"
+    if not text.isdecimal():
+        raise StatusError(400, "BadRequest", f"{name}: {text!r} is no number")
+    return int(text)
+
+
+def _continued(token: str) -> tuple[str, list[str]]:
+    """The version of the list's first page, and the last key that was given out."""
+    try:
+        version, after = json.loads(token)
+    except (ValueError, TypeError) as error:
+        raise StatusError(400, "BadRequest", f"continue: {token!r} is no token of this server") from error
+    return version, after
 
 
 def _body(request: web.Request, raw: bytes) -> Object:
