@@ -63,6 +63,9 @@ def value(kind: Any) -> st.SearchStrategy[Any]:
     }
     if kind in known:
         return known[kind]
+    if hasattr(kind, "__metadata__"):
+        (limits,) = kind.__metadata__
+        return within(kind.__origin__, limits)
     origin: Any = getattr(kind, "__origin__", None)
     arguments: Any = getattr(kind, "__args__", ())
     if origin is tuple and arguments[-1] is Ellipsis:
@@ -72,6 +75,14 @@ def value(kind: Any) -> st.SearchStrategy[Any]:
     if origin is dict:
         return st.dictionaries(value(arguments[0]), value(arguments[1]), max_size=3)
     return values(kind)
+
+
+def within(kind: Any, limits: msgspec.Meta) -> st.SearchStrategy[Any]:
+    if kind is int:
+        return st.integers(int(limits.ge or 0), int(limits.le or 0))
+    if kind is bytes:
+        return st.binary(min_size=limits.min_length or 0, max_size=limits.max_length)
+    return value(kind).filter(lambda found: len(found) <= (limits.max_length or 0))
 
 
 records = st.sampled_from(KINDS).flatmap(values)
@@ -104,6 +115,27 @@ def test_newer_minor_versions_and_unknown_fields_are_read(record: Record, minor:
 def test_other_versions_are_refused(version: Any) -> None:
     with pytest.raises(RecordError, match="version"):
         decode(Subject, msgpack.packb({"v": version, "policy": 1}))
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [
+        (Service, {"ports": [{"id": 1, "port": 70000}]}),
+        (Service, {"ports": [{"id": 2**32}]}),
+        (Service, {"cluster_ips": [b"1234"]}),
+        (Rules, {"rules": [{"direction": 0, "protocol": 300}]}),
+        (Rules, {"rules": [{"direction": 2}]}),
+        (Rules, {"rules": [{"direction": 0, "prefix": 17}]}),
+        (Rules, {"rules": [{"direction": 0, "sets": list(range(9))}]}),
+        (PeerShard, {"members": [-1]}),
+        (Endpoint, {"addresses": [bytes(17)]}),
+        (Node, {"pod_cidrs": [[bytes(16), 129]]}),
+        (BackendShard, {"backends": [{"address": bytes(16), "ports": {"a": -1}}]}),
+    ],
+)
+def test_what_no_map_entry_can_hold_is_refused(kind: type[Record], fields: dict[str, Any]) -> None:
+    with pytest.raises(RecordError):
+        decode(kind, msgpack.packb({"v": [1, 0], **fields}))
 
 
 @given(st.binary(max_size=64) | st.binary(max_size=32).map(lambda tail: msgpack.packb({"v": [1, 0]})[:-1] + tail))

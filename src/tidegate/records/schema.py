@@ -11,9 +11,16 @@ Units and forms, for all records:
 """
 
 from enum import IntEnum
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import msgspec
+from msgspec import Meta
+
+U8 = Annotated[int, Meta(ge=0, le=2**8 - 1)]
+U32 = Annotated[int, Meta(ge=0, le=2**32 - 1)]
+Port = Annotated[int, Meta(ge=0, le=65535)]
+Address = Annotated[bytes, Meta(min_length=16, max_length=16)]
+AddressPrefix = Annotated[int, Meta(ge=0, le=128)]
 
 VERSION = (1, 0)
 
@@ -104,8 +111,8 @@ class Problem(Record, frozen=True, kw_only=True):
 class Node(Record, frozen=True, kw_only=True):
     kind: ClassVar[str] = "node"
 
-    addresses: tuple[bytes, ...] = ()  # InternalIPs first, then the others, in the order of the Node's status
-    pod_cidrs: tuple[tuple[bytes, int], ...] = ()  # (address, prefix length in 128-bit form)
+    addresses: tuple[Address, ...] = ()  # InternalIPs first, then the others, in the order of the Node's status
+    pod_cidrs: tuple[tuple[Address, AddressPrefix], ...] = ()  # (address, prefix length in 128-bit form)
     zone: str = ""
     region: str = ""
 
@@ -117,7 +124,7 @@ class Identity(Record, frozen=True, kw_only=True):
 
     namespace: str = ""
     labels: dict[str, str] = {}
-    ports: dict[str, tuple[int, int]] = {}  # port name → (protocol, port); only names that some policy uses
+    ports: dict[str, tuple[U8, Port]] = {}  # port name → (protocol, port); only names that some policy uses
 
 
 class Endpoint(Record, frozen=True, kw_only=True):
@@ -126,20 +133,20 @@ class Endpoint(Record, frozen=True, kw_only=True):
     kind: ClassVar[str] = "endpoint"
 
     node: str = ""
-    identity: int = 0
-    addresses: tuple[bytes, ...] = ()
-    ports: dict[str, tuple[int, int]] = {}
+    identity: U32 = 0
+    addresses: tuple[Address, ...] = ()
+    ports: dict[str, tuple[U8, Port]] = {}
     workload_kind: str = ""
     workload_name: str = ""
     uid: str = ""
 
 
 class ServicePort(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    id: int  # u32, follows from namespace/name/port name (records.ids); the key of the service maps
+    id: U32  # follows from namespace/name/port name (records.ids); the key of the service maps
     name: str = ""
-    protocol: int = Protocol.TCP
-    port: int = 0
-    node_port: int = 0
+    protocol: U8 = Protocol.TCP
+    port: Port = 0
+    node_port: Port = 0
 
 
 class Service(Record, frozen=True, kw_only=True):
@@ -148,15 +155,15 @@ class Service(Record, frozen=True, kw_only=True):
     kind: ClassVar[str] = "service"
 
     type: str = "ClusterIP"
-    cluster_ips: tuple[bytes, ...] = ()
+    cluster_ips: tuple[Address, ...] = ()
     ports: tuple[ServicePort, ...] = ()
 
 
 class Backend(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One endpoint address of one EndpointSlice. `ports` maps a Service port's name to the backend's port."""
 
-    address: bytes
-    ports: dict[str, int] = {}
+    address: Address
+    ports: dict[str, Port] = {}
     ready: bool = True
     serving: bool = True
     terminating: bool = False
@@ -185,7 +192,7 @@ class PeerShard(Record, frozen=True, kw_only=True):
 
     kind: ClassVar[str] = "peers"
 
-    members: tuple[int, ...] = ()
+    members: tuple[U32, ...] = ()
 
 
 class Rule(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, order=True):
@@ -195,11 +202,13 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, order=
     Protocol ANY comes only with prefix 0 and covers what has no ports as well (ICMP echo).
     """
 
-    direction: int
-    protocol: int = Protocol.ANY
-    port: int = 0
-    prefix: int = 0
-    sets: tuple[int, ...] = ()  # sorted, at most MAX_SETS_PER_RULE, or exactly (ANY_SET,)
+    direction: Annotated[int, Meta(ge=0, le=1)]
+    protocol: U8 = Protocol.ANY
+    port: Port = 0
+    prefix: Annotated[int, Meta(ge=0, le=16)] = 0
+    sets: Annotated[
+        tuple[U32, ...], Meta(max_length=MAX_SETS_PER_RULE)
+    ] = ()  # sorted, at most MAX_SETS_PER_RULE, or exactly (ANY_SET,)
 
 
 class Rules(Record, frozen=True, kw_only=True):
@@ -224,4 +233,4 @@ class Subject(Record, frozen=True, kw_only=True):
 
     kind: ClassVar[str] = "subject"
 
-    policy: int = 0
+    policy: U32 = 0
