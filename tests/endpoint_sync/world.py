@@ -1,7 +1,7 @@
 """Both sync services between an API server and a store in memory, and objects in few words."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -32,7 +32,8 @@ class World:
     def __init__(self) -> None:
         self.api = FakeApi()
         self.store = MemoryStore()
-        self.grace = 3600.0
+        self.grace = 3600.0  # seconds; collect() is called by the tests
+        self.endpoint_sync: EndpointSync
 
     def put(self, *items: Object) -> None:
         for item in items:
@@ -48,6 +49,12 @@ class World:
             quiet = quiet + 1 if self.store.revision == revision else 0
             revision = self.store.revision
             await asyncio.sleep(0)
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """For what takes its time by the clock, as a pause before the next attempt does."""
+        async with asyncio.timeout(60):
+            while not condition():
+                await self.store.changed()
 
     @asynccontextmanager
     async def running(self, *holders: str, endpoint: bool = True, policy: bool = True) -> AsyncIterator["World"]:
@@ -68,7 +75,7 @@ class World:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _endpoint_sync(self, holder: str) -> None:
-        service = EndpointSync(self.store, self.api, KEYS, Health("store"), self.grace)
+        service = self.endpoint_sync = EndpointSync(self.store, self.api, KEYS, Health("store"), self.grace)
         await service.start()
         await service.run(holder, 5)
 

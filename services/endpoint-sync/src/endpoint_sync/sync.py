@@ -104,10 +104,15 @@ class EndpointSync:
         self._pods.follow_keys(keys)
         self._follows = keys
 
+    def collect(self) -> float | None:
+        """Lets identities go that have been unused for the grace time; seconds until there are more of them."""
+        left = self._identities.collect(time.monotonic())
+        self.publisher.changed()
+        return left
+
     async def _collect(self) -> None:
         while True:
-            left = self._identities.collect(time.monotonic())
-            self.publisher.changed()
+            left = self.collect()
             await asyncio.sleep(max(1.0, left if left is not None else 10.0))
 
 

@@ -103,6 +103,8 @@ def closed_policy(source: objects.NetworkPolicy) -> Policy | None:
     except PolicyError:
         return None
     types = source.spec.policy_types or (("Ingress", "Egress") if source.spec.egress else ("Ingress",))
+    if not {"Ingress", "Egress"}.issuperset(types):
+        types = ("Ingress", "Egress")
     return Policy(
         namespace=source.metadata.namespace,
         name=source.metadata.name,

@@ -1,0 +1,300 @@
+"""What changes costs what changed; however a state was reached, the records are the same."""
+
+import random
+from collections.abc import AsyncIterator
+
+import pytest
+from tests.endpoint_sync.world import KEYS, Object, World, match, namespace, pod, policy
+from tests.policy_sync.reference import Compiled, Packet
+
+from tidegate.records import IdentityKeys, PeerShard, Rules, Subject
+from tidegate.store import Put
+
+WEB, DB = match(app="web"), match(app="db")
+DB_FOR_WEB = policy("shop/p", DB, ingress=[{"from": [{"podSelector": WEB}], "ports": [{"port": 80}]}])
+
+
+def web(number: int, ip: str | None = None) -> Object:
+    return pod(f"shop/web-{number}", ip or f"10.0.1.{number}", {"app": "web"})
+
+
+@pytest.fixture
+async def world() -> AsyncIterator[World]:
+    """Three web pods, a database, and a policy by which those reach that."""
+    made = World()
+    made.put(namespace("shop", team="a"), namespace("pay", team="b"), *map(web, (1, 2, 3)))
+    made.put(pod("shop/db", "10.0.0.9", {"app": "db"}), DB_FOR_WEB)
+    async with made.running():
+        yield made
+
+
+def reaches(world: World, source: str, port: int = 80, target: str = "shop/db") -> bool:
+    return Compiled(world).allows(Packet(source, target, "TCP", port))
+
+
+async def written(world: World, *items: Object) -> set[str]:
+    """The keys that putting the objects changes in the store."""
+    before = world.values()
+    world.put(*items)
+    await world.settle()
+    after = world.values()
+    return {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
+
+
+# Costs
+
+
+async def test_a_pod_of_a_known_identity_costs_its_endpoint(world: World) -> None:
+    assert await written(world, web(4)) == {"endpoints/shop/web-4"}
+    assert reaches(world, "shop/web-4")
+
+
+async def test_a_new_identity_costs_itself_and_the_sets_that_it_is_in(world: World) -> None:
+    (number,) = {name[0] for name in world.records(PeerShard)}
+    keys = await written(world, pod("shop/web-x", "10.0.1.9", {"app": "web", "new": "yes"}))
+    identity = world.identity_of("shop", "web-x")
+    expected = {f"identities/{identity}", f"subjects/{identity}", f"peers/{number}/0", "endpoints/shop/web-x"}
+    assert keys == expected
+    keys = await written(world, pod("shop/other", "10.0.1.10", {"app": "other"}))
+    identity = world.identity_of("shop", "other")
+    assert keys == {f"identities/{identity}", f"subjects/{identity}", "endpoints/shop/other"}
+
+
+async def test_a_namespace_relabelled_re_identifies_nobody(world: World) -> None:
+    world.put(policy("shop/q", DB, ingress=[{"from": [{"namespaceSelector": match(team="b")}]}]))
+    world.put(pod("pay/client", "10.0.2.1", {"app": "client"}))
+    await world.settle()
+    assert reaches(world, "pay/client", 5432)
+    keys = await written(world, namespace("pay", team="c"))
+    assert {key.split("/")[0] for key in keys} == {"peers"}
+    assert not reaches(world, "pay/client", 5432)
+
+
+async def test_policies_of_the_same_wording_share_their_sets(world: World) -> None:
+    sets = len(world.records(PeerShard))
+    world.put(*(policy(f"shop/p{n}", DB, ingress=[{"from": [{"podSelector": WEB}]}]) for n in range(50)))
+    await world.settle()
+    assert len(world.records(PeerShard)) == sets
+    assert len(world.records(Rules)) == 2, "one for the database, one for those that no policy selects"
+
+
+async def test_a_policy_that_goes_leaves_nothing_behind(world: World) -> None:
+    before = world.values()
+    world.put(policy("shop/q", WEB, egress=[{"to": [{"podSelector": DB}]}]))
+    await world.settle()
+    assert world.values() != before
+    world.delete("NetworkPolicy", "shop", "q")
+    await world.settle()
+    assert world.values() == before
+
+
+async def test_the_same_again_costs_nothing(world: World) -> None:
+    assert await written(world, DB_FOR_WEB, namespace("shop", team="a"), web(1)) == set()
+
+
+# Starting again
+
+
+async def test_a_restart_writes_its_marks_and_nothing_else() -> None:
+    world = World()
+    world.put(namespace("shop"), *map(web, range(1, 200)), pod("shop/db", "10.0.0.9", {"app": "db"}), DB_FOR_WEB)
+    async with world.running():
+        pass
+    before, operations = world.values(), world.store.operations
+    async with world.running():
+        assert world.values() == before
+    # Each begins its chain of transactions, then marks; endpoint-sync has two marks.
+    assert world.store.operations - operations == 5
+
+
+async def test_a_wiped_store_gets_the_same_records_again(world: World) -> None:
+    before = world.values()
+    world.store.wipe()
+    await world.until(lambda: world.values() == before)
+
+
+async def test_an_older_copy_is_brought_up_to_date(world: World) -> None:
+    copy = world.store.copy()
+    world.put(web(9), policy("shop/q", WEB), pod("shop/new", "10.0.3.1", {"fresh": "label"}))
+    await world.settle()
+    before = world.values()
+    world.store.restore(copy)
+    await world.until(lambda: world.values() == before)
+
+
+async def test_records_that_somebody_else_damaged_are_mended_on_a_restart() -> None:
+    world = World()
+    world.put(namespace("shop"), web(1), pod("shop/db", "10.0.0.9", {"app": "db"}), DB_FOR_WEB)
+    async with world.running():
+        before = world.values()
+    key = next(key for key in before if key.startswith("rules/"))
+    world.store.put_now([Put(KEYS.prefix + key, b"\xc1"), Put(KEYS.subject(1), b"nobody's")])
+    async with world.running():
+        assert world.values() == before
+
+
+async def test_of_two_policy_syncs_one_writes_and_the_other_takes_over() -> None:
+    world = World()
+    world.put(namespace("shop"), web(1), pod("shop/db", "10.0.0.9", {"app": "db"}), DB_FOR_WEB)
+    async with world.running("one", "two"):
+        leader = KEYS.leader("policy-sync")
+        first = world.store.values()[leader]
+        # A policy that asks endpoint-sync for more reaches the one that does not lead, too.
+        world.put(policy("shop/q", match(**{"pod-template-hash": "h"})))
+        await world.settle()
+        before = world.values()
+        world.store.expire(leader)
+        await world.until(lambda: world.store.values().get(leader, first) != first)
+        await world.settle()
+        assert world.values() == before
+        assert await written(world, policy("shop/r", WEB)) != set()
+
+
+async def test_rules_are_not_made_for_a_part_of_the_identities() -> None:
+    """policy-sync alone waits: without endpoint-sync's mark, what lies under identities may be half of them."""
+    world = World()
+    world.put(namespace("shop"), web(1), pod("shop/db", "10.0.0.9", {"app": "db"}), DB_FOR_WEB)
+    async with world.running(endpoint=False):
+        world.store.put_now([Put(KEYS.identity(300), b"\x81\xa1v\x92\x01\x00")])
+        await world.settle()
+        assert world.records(Subject) == {}
+        async with world.running(policy=False):
+            await world.settle()
+            assert reaches(world, "shop/web-1")
+
+
+# Policies that ask for more
+
+
+async def test_a_policy_waits_until_identities_carry_what_it_selects_on(world: World) -> None:
+    world.put(pod("shop/a", "10.0.4.1", {"app": "x", "pod-template-hash": "h1"}))
+    world.put(pod("shop/b", "10.0.4.2", {"app": "x", "pod-template-hash": "h2"}))
+    await world.settle()
+    assert world.identity_of("shop", "a") == world.identity_of("shop", "b")
+    peer = {"podSelector": match(**{"pod-template-hash": "h1"})}
+    world.put(policy("shop/q", DB, ingress=[{"from": [peer]}]))
+    await world.settle()
+    assert world.records(IdentityKeys)["identity-keys",].label_keys == ("pod-template-hash",)
+    assert world.identity_of("shop", "a") != world.identity_of("shop", "b")
+    assert reaches(world, "shop/a", 5432)
+    assert not reaches(world, "shop/b", 5432)
+    world.delete("NetworkPolicy", "shop", "q")
+    await world.settle()
+    assert world.identity_of("shop", "a") == world.identity_of("shop", "b")
+
+
+async def test_until_endpoint_sync_answers_the_previous_state_stands() -> None:
+    world = World()
+    world.put(namespace("shop"), web(1), pod("shop/db", "10.0.0.9", {"app": "db"}), DB_FOR_WEB)
+    async with world.running(endpoint=False):
+        async with world.running(policy=False):
+            assert reaches(world, "shop/web-1")
+        asking = policy("shop/p", DB, ingress=[{"from": [{"podSelector": match(**{"pod-template-hash": "h"})}]}])
+        world.put(asking)
+        await world.settle()
+        assert reaches(world, "shop/web-1"), "endpoint-sync is away"
+        async with world.running(policy=False):
+            assert not reaches(world, "shop/web-1")
+
+
+# Bad policies
+
+BAD: dict[str, Object] = {
+    "operator": policy("shop/p", {"matchExpressions": [{"key": "a", "operator": "Near", "values": ["b"]}]}),
+    "values missing": policy("shop/p", {"matchExpressions": [{"key": "a", "operator": "In"}]}),
+    "values too many": policy("shop/p", {"matchExpressions": [{"key": "a", "operator": "Exists", "values": ["b"]}]}),
+    "port": policy("shop/p", DB, ingress=[{"ports": [{"port": 70000}]}]),
+    "port 0": policy("shop/p", DB, ingress=[{"ports": [{"port": 0}]}]),
+    "backward range": policy("shop/p", DB, ingress=[{"ports": [{"port": 90, "endPort": 80}]}]),
+    "range of a name": policy("shop/p", DB, ingress=[{"ports": [{"port": "http", "endPort": 80}]}]),
+    "endPort alone": policy("shop/p", DB, ingress=[{"ports": [{"endPort": 80}]}]),
+    "protocol": policy("shop/p", DB, ingress=[{"ports": [{"protocol": "IPX"}]}]),
+    "type": policy("shop/p", DB, policyTypes=["Sideways"]),
+    "empty peer": policy("shop/p", DB, ingress=[{"from": [{}]}]),
+    "wrong JSON type": policy("shop/p", DB, ingress={"from": 5}),
+}
+UNREADABLE = ("operator", "values missing", "values too many", "wrong JSON type")  # not even whom it is for
+
+
+@pytest.mark.parametrize("bad", BAD.values(), ids=BAD.keys())
+async def test_a_policy_gone_bad_keeps_its_previous_state(world: World, bad: Object) -> None:
+    database = str(world.identity_of("shop", "db"))
+    before = world.records(Subject)[database,]
+    world.put(bad, policy("shop/other", WEB, policyTypes=["Egress"]))
+    await world.settle()
+    assert list(world.problems()) == ["NetworkPolicy shop/p"]
+    assert "previous state" in world.problems()["NetworkPolicy shop/p"]
+    assert world.records(Subject)[database,] == before
+    assert not reaches(world, "shop/web-1"), "the other policy works: web may send nothing"
+    world.put(policy("shop/p", DB, ingress=[{}]))
+    await world.settle()
+    assert world.problems() == {}
+    assert world.records(Subject)[database,] != before
+
+
+@pytest.mark.parametrize("kind", BAD)
+async def test_a_policy_bad_from_the_start_closes_whom_it_is_for(kind: str) -> None:
+    world = World()
+    world.put(namespace("shop"), web(1), pod("shop/db", "10.0.0.9", {"app": "db"}), BAD[kind])
+    async with world.running():
+        assert list(world.problems()) == ["NetworkPolicy shop/p"]
+        assert reaches(world, "shop/web-1") == (kind in UNREADABLE)
+        world.delete("NetworkPolicy", "shop", "p")
+        await world.settle()
+        assert world.problems() == {}
+        assert reaches(world, "shop/web-1")
+
+
+# However it was reached
+
+
+def any_object(choice: random.Random) -> Object:
+    what = choice.randrange(4)
+    where = choice.choice(["shop", "pay", "ops"])
+    if what == 0:
+        return namespace(where, team=choice.choice("ab"))
+    if what < 3:
+        number = choice.randrange(8)
+        labels = {"app": choice.choice(["web", "db"]), "pod-template-hash": choice.choice("xy")}
+        ports = {"http": ("TCP", choice.choice([80, 8080]))} if choice.random() < 0.5 else {}
+        return pod(f"{where}/p{number}", f"10.9.{ord(where[0])}.{number}", labels, ports)
+    peer = choice.choice(
+        [
+            {"podSelector": WEB},
+            {"podSelector": match(**{"pod-template-hash": "x"})},
+            {"namespaceSelector": match(team="a"), "podSelector": DB},
+        ]
+    )
+    rule = {"from": [peer], "ports": [choice.choice([{"port": 80}, {"port": "http"}])]}
+    spec = {"ingress": [rule]} if choice.random() < 0.5 else {"egress": [{"to": rule["from"], "ports": rule["ports"]}]}
+    return policy(f"{where}/n{choice.randrange(3)}", choice.choice([WEB, DB, {}]), **spec)
+
+
+@pytest.mark.parametrize("seed", range(12))
+async def test_step_by_step_is_as_from_scratch(seed: int) -> None:
+    choice = random.Random(seed)  # noqa: S311  # to be repeated, not to be secret
+    world = World()
+    present: dict[tuple[str, str, str], Object] = {}
+    world.grace = 0.0
+    async with world.running():
+        for _ in range(120):
+            item = any_object(choice)
+            key = item["kind"], item["metadata"].get("namespace", ""), item["metadata"]["name"]
+            if key in present and choice.random() < 0.4:
+                world.delete(*key)
+                del present[key]
+            else:
+                world.put(item)
+                present[key] = item
+            if choice.random() < 0.3:
+                await world.settle()
+        await world.settle()
+        world.endpoint_sync.collect()
+        await world.settle()
+    fresh = World()
+    fresh.grace = 0.0
+    fresh.put(*present.values())
+    async with fresh.running():
+        fresh.endpoint_sync.collect()
+        await fresh.settle()
+        assert world.values() == fresh.values()
