@@ -1,0 +1,102 @@
+"""The playground's EndpointSlice controller, its pure part: what Services and pods become."""
+
+from typing import Any
+
+import msgspec
+
+from playground.endpointslices import LARGEST, MANAGED_BY, MANAGER, selects, slices
+from tidegate.kube.objects import Pod, Service
+
+
+def service(*ports: dict[str, Any], **spec: Any) -> Service:
+    item = {
+        "metadata": {"namespace": "shop", "name": "web"},
+        "spec": {"selector": {"app": "web"}, "ports": ports, **spec},
+    }
+    return msgspec.convert(item, Service)
+
+
+def pod(name: str, *ips: str, ready: bool = True, going: bool = False, port: int = 8080, app: str = "web") -> Pod:
+    metadata: dict[str, Any] = {"namespace": "shop", "name": name, "labels": {"app": app}}
+    if going:
+        metadata["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+    item = {
+        "metadata": metadata,
+        "spec": {"nodeName": "n1", "containers": [{"ports": [{"name": "http", "containerPort": port}]}]},
+        "status": {
+            "podIPs": [{"ip": ip} for ip in ips],
+            "conditions": [{"type": "Ready", "status": "True" if ready else "False"}],
+        },
+    }
+    return msgspec.convert(item, Pod)
+
+
+def made(service: Service, *pods: Pod) -> list[dict[str, Any]]:
+    return list(slices(service, list(pods), {"n1": "z"}).values())
+
+
+def test_a_slice() -> None:
+    (item,) = made(service({"name": "a", "port": 80, "targetPort": "http"}), pod("p", "10.0.0.1"))
+    assert item["metadata"]["labels"] == {"kubernetes.io/service-name": "web", MANAGED_BY: MANAGER}
+    assert item["ports"] == [{"name": "a", "port": 8080, "protocol": "TCP"}]
+    (endpoint,) = item["endpoints"]
+    assert endpoint["addresses"] == ["10.0.0.1"]
+    assert endpoint["conditions"] == {"ready": True, "serving": True, "terminating": False}
+    assert (endpoint["nodeName"], endpoint["zone"], endpoint["targetRef"]["name"]) == ("n1", "z", "p")
+
+
+def test_conditions() -> None:
+    pods = [
+        pod("a", "10.0.0.1", ready=False),
+        pod("b", "10.0.0.2", going=True),
+        pod("c", "10.0.0.3", ready=False, going=True),
+    ]
+
+    def conditions(service: Service) -> list[tuple[bool, bool, bool]]:
+        (item,) = made(service, *pods)
+        found = [endpoint["conditions"] for endpoint in item["endpoints"]]
+        return [(c["ready"], c["serving"], c["terminating"]) for c in found]
+
+    assert conditions(service({"port": 80})) == [(False, False, False), (False, True, True), (False, False, True)]
+    open_to_all = service({"port": 80}, publishNotReadyAddresses=True)
+    assert [ready for ready, _, _ in conditions(open_to_all)] == [True, True, True]
+
+
+def test_target_ports() -> None:
+    ports = [
+        {"name": "same", "port": 80},
+        {"name": "other", "port": 81, "targetPort": 9},
+        {"name": "none", "port": 82, "targetPort": "x"},
+    ]
+    (item,) = made(service(*ports), pod("p", "10.0.0.1"))
+    assert [(port["name"], port["port"]) for port in item["ports"]] == [("same", 80), ("other", 9)]
+
+
+def test_pods_whose_names_mean_other_numbers_get_slices_of_their_own() -> None:
+    items = made(service({"port": 80, "targetPort": "http"}), pod("a", "10.0.0.1"), pod("b", "10.0.0.2", port=9090))
+    assert sorted((item["ports"][0]["port"], item["endpoints"][0]["addresses"][0]) for item in items) == [
+        (8080, "10.0.0.1"),
+        (9090, "10.0.0.2"),
+    ]
+
+
+def test_families() -> None:
+    both = pod("a", "10.0.0.1", "fd00::1")
+    assert [item["addressType"] for item in made(service({"port": 80}), both)] == ["IPv4"]
+    dual = service({"port": 80}, ipFamilies=["IPv6", "IPv4"])
+    assert sorted(item["addressType"] for item in made(dual, both)) == ["IPv4", "IPv6"]
+
+
+def test_large_services_have_several_slices() -> None:
+    items = made(
+        service({"port": 80}), *(pod(f"p{n:03}", f"10.0.{n // 250}.{n % 250}") for n in range(2 * LARGEST + 1))
+    )
+    assert [len(item["endpoints"]) for item in items] == [LARGEST, LARGEST, 1]
+    assert len({item["metadata"]["name"] for item in items}) == 3
+
+
+def test_whom_a_service_selects() -> None:
+    assert selects(service(), pod("a"))
+    assert not selects(service(), pod("a", app="db"))
+    assert not selects(service(selector=None), pod("a")), "its slices are made by hand"
+    assert not selects(service(type="ExternalName"), pod("a"))
