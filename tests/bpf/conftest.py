@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 from tests.bpf.kernel import Loaded
 from tests.bpf.topology import Cluster, attached_world, build
+from tests.leftovers import BPF, sweep
 
 from node_agent.loader import read_manifest
-
-BPF = Path("/sys/fs/bpf")
 
 # Small maps: two nodes' worth of them are loaded at once.
 SIZES = ["endpoints=1024", "backends=4096", "members=4096", "rules=1024", "connections=4096", "connections_new=4096"]
@@ -22,6 +21,11 @@ SIZES = ["endpoints=1024", "backends=4096", "members=4096", "rules=1024", "conne
 def run_loader(bpffs: Path, state: Path, *options: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "node_agent.loader", "--bpffs", str(bpffs), "--state", str(state), *options]
     return subprocess.run(command, check=False, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def swept() -> None:
+    sweep("tgt-bpf")
 
 
 @pytest.fixture(scope="session")

@@ -11,24 +11,17 @@ import pytest
 from tests.bpf.kernel import attached_to_cgroup
 from tests.bpf.topology import Cluster, Pod
 from tests.bpf.traffic import PATIENCE, TCP, UDP, VIP, Server, pod, serve, wait_for
+from tests.leftovers import cgroup2
 
 pytestmark = pytest.mark.root
 
 SERVICE = {TCP: 7000 + TCP, UDP: 7000 + UDP}
 
 
-def _unified() -> Path:
-    for line in Path("/proc/self/mounts").read_text().splitlines():
-        _, where, kind, *_ = line.split()
-        if kind == "cgroup2":
-            return Path(where)
-    pytest.fail("no cgroup v2 is mounted")
-
-
 @pytest.fixture
 def hooked(tcx_world: Cluster) -> Iterator[Path]:
     """A cgroup with the socket programs of the first node."""
-    cgroup = _unified() / f"tgt-bpf-{os.getpid()}"
+    cgroup = cgroup2() / f"tgt-bpf-{os.getpid()}"
     cgroup.mkdir()
     try:
         with attached_to_cgroup(tcx_world.nodes[0].programs, cgroup):
@@ -41,7 +34,7 @@ def hooked(tcx_world: Cluster) -> Iterator[Path]:
 def inside(cgroup: Path) -> Iterator[None]:
     """This process in the cgroup: sockets belong to the cgroup that they are made in."""
     home = next(line for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::"))
-    back = _unified() / home.removeprefix("0::/") / "cgroup.procs"
+    back = cgroup2() / home.removeprefix("0::/") / "cgroup.procs"
     (cgroup / "cgroup.procs").write_text(str(os.getpid()))
     try:
         yield

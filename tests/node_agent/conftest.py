@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.bpf.conftest import BPF, run_loader
+from tests.bpf.conftest import run_loader
 from tests.bpf.kernel import Loaded
-from tests.node_agent.netns import PREFIX, Network, name_of, orphaned
+from tests.leftovers import BPF, cgroup2, sweep
+from tests.node_agent.netns import PREFIX, Network, name_of
 
 from node_agent.loader import read_manifest
 
@@ -17,21 +18,9 @@ from node_agent.loader import read_manifest
 SIZES = {"endpoints": 64, "subjects": 8, "members": 16384, "rules": 1024, "backends": 4096, "connections": 1024}
 
 
-def cgroup2() -> Path:
-    """Where a cgroup v2 hierarchy is mounted."""
-    mounts = (line.split() for line in Path("/proc/mounts").read_text().splitlines())
-    return Path(next(words[1] for words in mounts if words[2] == "cgroup2"))
-
-
 @pytest.fixture(scope="session")
 def swept() -> None:
-    names = [path.name for path in Path("/run/netns").glob(f"{PREFIX}-*")]
-    for name in filter(orphaned, names):
-        subprocess.run(["ip", "netns", "del", name], check=True)
-    for path in (path for path in BPF.glob(f"{PREFIX}-*") if orphaned(path.name)):
-        shutil.rmtree(path)
-    for path in (path for path in cgroup2().glob(f"{PREFIX}-*") if orphaned(path.name)):
-        path.rmdir()
+    sweep(PREFIX)
 
 
 @pytest.fixture(scope="session")

@@ -23,12 +23,6 @@ def name_of(part: str) -> str:
     return f"{PREFIX}-{os.getpid()}-{part}"
 
 
-def orphaned(name: str) -> bool:
-    """Whether a name of ours is left from a run that is over."""
-    pid = name.removeprefix(f"{PREFIX}-").partition("-")[0]
-    return name.startswith(f"{PREFIX}-") and pid.isdecimal() and not Path(f"/proc/{pid}").exists()
-
-
 class Namespace:
     def __init__(self, part: str) -> None:
         self.name = name_of(part)

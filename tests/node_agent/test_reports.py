@@ -7,7 +7,7 @@ from unittest.mock import Mock
 
 import pytest
 from tests.bpf.kernel import Loaded
-from tests.node_agent.conftest import cgroup2
+from tests.leftovers import cgroup2
 from tests.node_agent.world import OWN
 
 from node_agent import machine
