@@ -30,20 +30,12 @@ def backends(world: World, name: str = "web") -> set[str]:
     return {unpack_address(backend.address) for shard in shards for backend in shard.backends}
 
 
-async def written(world: World, *items: Object) -> set[str]:
-    before = world.values()
-    world.put(*items)
-    await world.settle()
-    after = world.values()
-    return {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
-
-
 # Costs
 
 
 async def test_what_does_not_decide_about_packets_costs_nothing(world: World) -> None:
     same = pod("shop/web", "10.0.0.1", {"app": "web"}, annotations={"note": "x" * 1000})
-    assert await written(world, same) == set()
+    assert await world.written(same) == set()
     operations = world.store.operations
     world.put(same)
     await world.settle()
@@ -51,7 +43,7 @@ async def test_what_does_not_decide_about_packets_costs_nothing(world: World) ->
 
 
 async def test_a_pod_costs_its_record(world: World) -> None:
-    assert await written(world, pod("shop/web-2", "10.0.0.2", {"app": "web"})) == {"endpoints/shop/web-2"}
+    assert await world.written(pod("shop/web-2", "10.0.0.2", {"app": "web"})) == {"endpoints/shop/web-2"}
 
 
 async def test_one_backend_of_a_thousand_costs_its_shard(world: World) -> None:
@@ -61,12 +53,12 @@ async def test_one_backend_of_a_thousand_costs_its_shard(world: World) -> None:
     await world.settle()
     assert backends(world, "big") == set(ips)
     assert len(world.records(BackendShard)) > 30
-    keys = await written(world, endpoint_slice("shop/big-3", "big", *ips[301:400]))
+    keys = await world.written(endpoint_slice("shop/big-3", "big", *ips[301:400]))
     assert len(keys) == 1
     assert backends(world, "big") == set(ips) - {ips[300]}
     (key,) = keys
     assert len(world.store.values()[KEYS.prefix + key]) < 2500
-    keys = await written(world, endpoint_slice("shop/big-3", "big", *ips[300:400]))
+    keys = await world.written(endpoint_slice("shop/big-3", "big", *ips[300:400]))
     assert len(keys) == 1
 
 
@@ -81,31 +73,30 @@ async def test_events_that_come_together_go_out_together(world: World) -> None:
 
 
 async def test_a_pod_has_its_identity_before_its_address(world: World) -> None:
-    keys = await written(world, pod("shop/new", "", {"app": "new"}))
+    keys = await world.written(pod("shop/new", "", {"app": "new"}))
     assert {key.split("/")[0] for key in keys} == {"identities"}
-    assert await written(world, pod("shop/new", "10.0.0.5", {"app": "new"})) == {"endpoints/shop/new"}
+    assert await world.written(pod("shop/new", "10.0.0.5", {"app": "new"})) == {"endpoints/shop/new"}
 
 
 async def test_a_relabelled_pod_has_another_identity(world: World) -> None:
     before = world.identity_of("shop", "web")
-    await written(world, pod("shop/web", "10.0.0.1", {"app": "else"}))
+    await world.written(pod("shop/web", "10.0.0.1", {"app": "else"}))
     after = world.identity_of("shop", "web")
     assert after != before
     assert world.records(Identity)[str(after),].labels == {"app": "else"}
-    await written(world, pod("shop/web", "10.0.0.1", {"app": "web"}))
+    await world.written(pod("shop/web", "10.0.0.1", {"app": "web"}))
     assert world.identity_of("shop", "web") == before
 
 
 async def test_a_pod_made_anew_under_its_name(world: World) -> None:
     world.delete("Pod", "shop", "web")
-    await written(world, pod("shop/web", "10.0.0.7", {"app": "web"}, uid="second"))
+    await world.written(pod("shop/web", "10.0.0.7", {"app": "web"}, uid="second"))
     record = world.records(Endpoint)["shop", "web"]
     assert (record.uid, record.addresses) == ("second", (pack_address("10.0.0.7"),))
 
 
 async def test_an_address_passes_from_the_pod_that_goes_to_the_one_that_comes(world: World) -> None:
-    await written(
-        world,
+    await world.written(
         pod("shop/web", "10.0.0.1", {"app": "web"}, deletionTimestamp="2026-01-01T00:00:00Z"),
         pod("shop/next", "10.0.0.1", {"app": "next"}, creationTimestamp="2026-01-01T00:00:01Z"),
     )
@@ -118,7 +109,7 @@ async def test_an_address_passes_from_the_pod_that_goes_to_the_one_that_comes(wo
 async def test_a_pod_that_has_finished_gives_its_address_back(world: World) -> None:
     done = pod("shop/web", "10.0.0.1", {"app": "web"})
     done["status"]["phase"] = "Succeeded"
-    assert await written(world, done) == {"endpoints/shop/web"}
+    assert await world.written(done) == {"endpoints/shop/web"}
     assert addresses(world, "web") == []
 
 
@@ -144,17 +135,17 @@ async def test_an_identity_nobody_has_goes_after_its_grace_time() -> None:
 
 async def test_a_service_that_becomes_headless_and_back(world: World) -> None:
     before = world.values()
-    await written(world, service("shop/web", "None", 80))
+    await world.written(service("shop/web", "None", 80))
     assert ("shop", "web") not in world.records(Service)
     assert backends(world) == set(), "nobody asks for them"
-    await written(world, service("shop/web", "10.96.0.1", 80))
+    await world.written(service("shop/web", "10.96.0.1", 80))
     assert world.values() == before
 
 
 async def test_slices_may_come_before_their_service(world: World) -> None:
-    await written(world, endpoint_slice("shop/late-1", "late", "10.0.0.8"))
+    await world.written(endpoint_slice("shop/late-1", "late", "10.0.0.8"))
     assert backends(world, "late") == set()
-    await written(world, service("shop/late", "10.96.0.2", 80))
+    await world.written(service("shop/late", "10.96.0.2", 80))
     assert backends(world, "late") == {"10.0.0.8"}
     world.delete("Service", "shop", "late")
     await world.settle()
@@ -162,13 +153,13 @@ async def test_slices_may_come_before_their_service(world: World) -> None:
 
 
 async def test_a_slice_given_to_another_service(world: World) -> None:
-    await written(world, service("shop/other", "10.96.0.2", 80))
-    await written(world, endpoint_slice("shop/web-1", "other", "10.0.0.1"))
+    await world.written(service("shop/other", "10.96.0.2", 80))
+    await world.written(endpoint_slice("shop/web-1", "other", "10.0.0.1"))
     assert (backends(world), backends(world, "other")) == (set(), {"10.0.0.1"})
 
 
 async def test_an_address_in_two_slices_goes_with_the_last(world: World) -> None:
-    await written(world, endpoint_slice("shop/web-2", "web", "10.0.0.1", "10.0.0.2"))
+    await world.written(endpoint_slice("shop/web-2", "web", "10.0.0.1", "10.0.0.2"))
     assert backends(world) == {"10.0.0.1", "10.0.0.2"}
     world.delete("EndpointSlice", "shop", "web-1")
     await world.settle()

@@ -50,6 +50,14 @@ class World:
             revision = self.store.revision
             await asyncio.sleep(0)
 
+    async def written(self, *items: Object) -> set[str]:
+        """The keys that putting the objects changes in the store."""
+        before = self.values()
+        self.put(*items)
+        await self.settle()
+        after = self.values()
+        return {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
+
     async def until(self, condition: Callable[[], bool]) -> None:
         """For what takes its time by the clock, as a pause before the next attempt does."""
         async with asyncio.timeout(60):

@@ -32,30 +32,21 @@ def reaches(world: World, source: str, port: int = 80, target: str = "shop/db") 
     return Compiled(world).allows(Packet(source, target, "TCP", port))
 
 
-async def written(world: World, *items: Object) -> set[str]:
-    """The keys that putting the objects changes in the store."""
-    before = world.values()
-    world.put(*items)
-    await world.settle()
-    after = world.values()
-    return {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
-
-
 # Costs
 
 
 async def test_a_pod_of_a_known_identity_costs_its_endpoint(world: World) -> None:
-    assert await written(world, web(4)) == {"endpoints/shop/web-4"}
+    assert await world.written(web(4)) == {"endpoints/shop/web-4"}
     assert reaches(world, "shop/web-4")
 
 
 async def test_a_new_identity_costs_itself_and_the_sets_that_it_is_in(world: World) -> None:
     (number,) = {name[0] for name in world.records(PeerShard)}
-    keys = await written(world, pod("shop/web-x", "10.0.1.9", {"app": "web", "new": "yes"}))
+    keys = await world.written(pod("shop/web-x", "10.0.1.9", {"app": "web", "new": "yes"}))
     identity = world.identity_of("shop", "web-x")
     expected = {f"identities/{identity}", f"subjects/{identity}", f"peers/{number}/0", "endpoints/shop/web-x"}
     assert keys == expected
-    keys = await written(world, pod("shop/other", "10.0.1.10", {"app": "other"}))
+    keys = await world.written(pod("shop/other", "10.0.1.10", {"app": "other"}))
     identity = world.identity_of("shop", "other")
     assert keys == {f"identities/{identity}", f"subjects/{identity}", "endpoints/shop/other"}
 
@@ -65,7 +56,7 @@ async def test_a_namespace_relabelled_re_identifies_nobody(world: World) -> None
     world.put(pod("pay/client", "10.0.2.1", {"app": "client"}))
     await world.settle()
     assert reaches(world, "pay/client", 5432)
-    keys = await written(world, namespace("pay", team="c"))
+    keys = await world.written(namespace("pay", team="c"))
     assert {key.split("/")[0] for key in keys} == {"peers"}
     assert not reaches(world, "pay/client", 5432)
 
@@ -89,7 +80,7 @@ async def test_a_policy_that_goes_leaves_nothing_behind(world: World) -> None:
 
 
 async def test_the_same_again_costs_nothing(world: World) -> None:
-    assert await written(world, DB_FOR_WEB, namespace("shop", team="a"), web(1)) == set()
+    assert await world.written(DB_FOR_WEB, namespace("shop", team="a"), web(1)) == set()
 
 
 # Starting again
@@ -147,7 +138,7 @@ async def test_of_two_policy_syncs_one_writes_and_the_other_takes_over() -> None
         await world.until(lambda: world.store.values().get(leader, first) != first)
         await world.settle()
         assert world.values() == before
-        assert await written(world, policy("shop/r", WEB)) != set()
+        assert await world.written(policy("shop/r", WEB)) != set()
 
 
 async def test_rules_are_not_made_for_a_part_of_the_identities() -> None:

@@ -92,7 +92,7 @@ class Demo:
         with self.console.status("starting the playground …"):
             done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
-            raise DemoError(done.stderr.strip() or done.stdout.strip())
+            raise DemoError((done.stderr.strip() or done.stdout.strip()).removeprefix("Error: "))
         self.say(done.stdout.strip())
 
     async def _apply_shop(self, expected: Expected) -> tuple[dict[str, str], list[Target]]:
