@@ -17,8 +17,8 @@ from endpoint_sync.normalise import (
     slice_backends,
 )
 from tidegate.kube import objects
-from tidegate.records import Backend, Protocol
-from tidegate.records.addresses import pack_address, unpack_address, unpack_cidr
+from tidegate.records import Backend, HostPort, Protocol, Service
+from tidegate.records.addresses import pack_address, pack_cidr, unpack_address, unpack_cidr
 
 
 def parsed(kind: type[objects.T], item: Object) -> objects.T:
@@ -86,6 +86,23 @@ def test_port_names_of_containers_and_sidecars() -> None:
     facts = pod_facts(parsed(objects.Pod, changed(POD, spec={"containers": containers, "initContainers": inits})))
     assert facts is not None
     assert facts.ports == {"mesh": (Protocol.TCP, 91), "a": (Protocol.TCP, 81), "dns": (Protocol.UDP, 53)}
+
+
+def test_host_ports() -> None:
+    ports = [
+        {"containerPort": 80, "hostPort": 8080},
+        {"containerPort": 53, "hostPort": 53, "protocol": "UDP", "hostIP": "172.16.0.1", "name": "dns"},
+        {"containerPort": 81, "hostPort": 81, "hostIP": "0.0.0.0"},
+        {"containerPort": 82},
+    ]
+    facts = pod_facts(parsed(objects.Pod, changed(POD, spec={"containers": [{"ports": ports}]})))
+    assert facts is not None
+    assert facts.host_ports == (
+        HostPort(port=8080, target=80),
+        HostPort(protocol=Protocol.UDP, port=53, target=53, address=pack_address("172.16.0.1")),
+        HostPort(port=81, target=81),
+    )
+    assert facts.ports == {"dns": (Protocol.UDP, 53)}
 
 
 REPLICA_SET = {"kind": "ReplicaSet", "name": "web-5d", "controller": True}
@@ -164,7 +181,7 @@ def test_a_service() -> None:
     ports = {"name": "dns", "port": 53, "protocol": "UDP"}, {"name": "tcp", "port": 53, "nodePort": 30053}
     facts = service_facts(parsed(objects.Service, service("shop/web", "10.96.0.1", *ports, type="NodePort")))
     assert facts is not None
-    assert facts.cluster_ips == (pack_address("10.96.0.1"),)
+    assert facts.record.cluster_ips == (pack_address("10.96.0.1"),)
     assert facts.ports == (
         FrontendPort("dns", Protocol.UDP, 53, 0),
         FrontendPort("tcp", Protocol.TCP, 53, 30053),
@@ -175,7 +192,53 @@ def test_both_addresses_of_a_service() -> None:
     item = service("shop/web", "10.96.0.1", 80, clusterIPs=["10.96.0.1", "fd96::1"])
     facts = service_facts(parsed(objects.Service, item))
     assert facts is not None
-    assert [unpack_address(ip) for ip in facts.cluster_ips] == ["10.96.0.1", "fd96::1"]
+    assert [unpack_address(ip) for ip in facts.record.cluster_ips] == ["10.96.0.1", "fd96::1"]
+
+
+def record_of(**fields: Any) -> Service:
+    """The record of a Service with these sections added to."""
+    facts = service_facts(parsed(objects.Service, changed(service("shop/web", "10.96.0.1", 80), **fields)))
+    assert facts is not None
+    return facts.record
+
+
+NINE_SECONDS = {"sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 9}}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, {}),
+        ({"externalIPs": ["203.0.113.1"]}, {"external_ips": (pack_address("203.0.113.1"),)}),
+        ({"internalTrafficPolicy": "Local"}, {"internal_local": True}),
+        ({"internalTrafficPolicy": "Cluster", "externalTrafficPolicy": "Cluster"}, {}),
+        ({"externalTrafficPolicy": "Local"}, {"external_local": True}),
+        ({"healthCheckNodePort": 32000}, {"health_port": 32000}),
+        ({"sessionAffinity": "None"}, {}),
+        ({"sessionAffinity": "ClientIP"}, {"affinity_seconds": 10800}),
+        ({"sessionAffinity": "ClientIP", "sessionAffinityConfig": {"clientIP": {}}}, {"affinity_seconds": 10800}),
+        ({"sessionAffinity": "ClientIP", **NINE_SECONDS}, {"affinity_seconds": 9}),
+        (NINE_SECONDS, {}),
+        (
+            {"loadBalancerSourceRanges": [" 10.0.0.0/8", "fd00::/8"]},
+            {"source_ranges": (pack_cidr("10.0.0.0/8"), pack_cidr("fd00::/8"))},
+        ),
+    ],
+)
+def test_what_a_service_asks_for(fields: Object, expected: dict[str, Any]) -> None:
+    cluster_ips = (pack_address("10.96.0.1"),)
+    assert record_of(spec=fields) == Service(cluster_ips=cluster_ips, **expected)
+
+
+def test_addresses_of_load_balancers() -> None:
+    ingress = [
+        {"ip": "203.0.113.1"},
+        {"ip": "203.0.113.2", "ipMode": "VIP"},
+        {"ip": "203.0.113.3", "ipMode": "Proxy"},
+        {"hostname": "lb.example.com"},
+    ]
+    record = record_of(status={"loadBalancer": {"ingress": ingress}})
+    assert [unpack_address(ip) for ip in record.load_balancer_ips] == ["203.0.113.1", "203.0.113.2"]
 
 
 LABELLED = [
@@ -203,6 +266,16 @@ def test_services_without_frontends_of_ours(item: Object) -> None:
         service("shop/web", "10.96.0.1", 0),
         service("shop/web", "10.96.0.1", {"port": 80, "protocol": "ICMP"}),
         service("shop/web", "10.96.0.1", {"port": 80, "nodePort": 65536}),
+        service("shop/web", "10.96.0.1", 80, externalIPs=["x"]),
+        service("shop/web", "10.96.0.1", 80, loadBalancerSourceRanges=["10.0.0.0/40"]),
+        service("shop/web", "10.96.0.1", 80, healthCheckNodePort=70000),
+        service(
+            "shop/web",
+            "10.96.0.1",
+            80,
+            sessionAffinity="ClientIP",
+            sessionAffinityConfig={"clientIP": {"timeoutSeconds": 86401}},
+        ),
     ],
 )
 def test_services_that_cannot_be_understood(item: Object) -> None:
@@ -247,6 +320,14 @@ def test_ports_of_a_slice_by_name() -> None:
     ports = [{"name": "a", "port": 1}, {"name": None, "port": 2}, {"name": "open"}]
     (backend,) = backends(endpoint_slice("shop/s", "web", "10.0.0.1", ports=ports)).values()
     assert backend.ports == {"a": 1, "": 2}
+
+
+def test_hints() -> None:
+    hints = {"forZones": [{"name": "b"}, {"name": "a"}], "forNodes": [{"name": "n1"}]}
+    (backend,) = backends(endpoint_slice("shop/s", "web", {"addresses": ["10.0.0.1"], "hints": hints})).values()
+    assert (backend.for_zones, backend.for_nodes) == (("a", "b"), ("n1",))
+    (backend,) = backends(endpoint_slice("shop/s", "web", {"addresses": ["10.0.0.1"], "hints": {}})).values()
+    assert (backend.for_zones, backend.for_nodes) == ((), ())
 
 
 def test_slices_of_names_lead_nowhere() -> None:

@@ -132,6 +132,14 @@ class ServiceStatus(Part, frozen=True):
     load_balancer: LoadBalancerStatus = LoadBalancerStatus()
 
 
+class ClientIP(Part, frozen=True):
+    timeout_seconds: int | None = None
+
+
+class AffinityConfig(Part, frozen=True):
+    client_ip: ClientIP | None = msgspec.field(default=None, name="clientIP")
+
+
 class ServiceSpec(Part, frozen=True):
     type: str = "ClusterIP"
     cluster_ip: str = msgspec.field(default="", name="clusterIP")
@@ -143,6 +151,7 @@ class ServiceSpec(Part, frozen=True):
     internal_traffic_policy: str | None = None
     external_traffic_policy: str | None = None
     session_affinity: str | None = None
+    session_affinity_config: AffinityConfig | None = None
     publish_not_ready_addresses: bool = False
     load_balancer_source_ranges: tuple[str, ...] | None = None
     traffic_distribution: str | None = None
@@ -166,11 +175,21 @@ class TargetRef(Part, frozen=True):
     name: str = ""
 
 
+class Hint(Part, frozen=True):
+    name: str = ""
+
+
+class Hints(Part, frozen=True):
+    for_zones: tuple[Hint, ...] | None = None
+    for_nodes: tuple[Hint, ...] | None = None
+
+
 class SliceEndpoint(Part, frozen=True):
     addresses: tuple[str, ...] = ()
     conditions: EndpointConditions | None = None
     node_name: str | None = None
     zone: str | None = None
+    hints: Hints | None = None
     target_ref: TargetRef | None = None
 
 

@@ -127,6 +127,15 @@ class Identity(Record, frozen=True, kw_only=True):
     ports: dict[str, tuple[U8, Port]] = {}  # port name → (protocol, port); only names that some policy uses
 
 
+class HostPort(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A port of the pod's node that leads to a port of the pod, on one address of the node or on all of them."""
+
+    protocol: U8 = Protocol.TCP
+    port: Port
+    target: Port
+    address: Annotated[bytes, Meta(max_length=16)] = b""  # empty: every address of the node
+
+
 class Endpoint(Record, frozen=True, kw_only=True):
     """A pod that has an address. Pods of the host network are no endpoints of their own: they are their node."""
 
@@ -136,6 +145,7 @@ class Endpoint(Record, frozen=True, kw_only=True):
     identity: U32 = 0
     addresses: tuple[Address, ...] = ()
     ports: dict[str, tuple[U8, Port]] = {}
+    host_ports: tuple[HostPort, ...] = ()
     workload_kind: str = ""
     workload_name: str = ""
     uid: str = ""
@@ -156,7 +166,14 @@ class Service(Record, frozen=True, kw_only=True):
 
     type: str = "ClusterIP"
     cluster_ips: tuple[Address, ...] = ()
+    external_ips: tuple[Address, ...] = ()
+    load_balancer_ips: tuple[Address, ...] = ()  # those with ipMode VIP: what is sent to them is ours
     ports: tuple[ServicePort, ...] = ()
+    internal_local: bool = False  # internalTrafficPolicy: Local
+    external_local: bool = False  # externalTrafficPolicy: Local
+    affinity_seconds: U32 = 0  # sessionAffinity: ClientIP with this timeout; 0: None
+    source_ranges: tuple[tuple[Address, AddressPrefix], ...] = ()  # who may use load_balancer_ips; empty: everybody
+    health_port: Port = 0  # healthCheckNodePort
 
 
 class Backend(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -169,6 +186,8 @@ class Backend(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     terminating: bool = False
     node: str = ""
     zone: str = ""
+    for_zones: tuple[str, ...] = ()  # hints: clients of these zones should use it (KEP-2433)
+    for_nodes: tuple[str, ...] = ()  # hints: clients of these nodes should use it (KEP-3015)
 
 
 class BackendShard(Record, frozen=True, kw_only=True):

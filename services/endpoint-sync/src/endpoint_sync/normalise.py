@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass
 
+from msgspec import structs
+
 from tidegate.kube import objects
-from tidegate.records import Backend, Identity, Node, Protocol
+from tidegate.records import Backend, HostPort, Identity, Node, Protocol, Service
 from tidegate.records.addresses import is_ipv4, pack_address, pack_cidr
 from tidegate.records.labels import HIGH_CARDINALITY
 
@@ -13,6 +15,8 @@ PROXY_NAME = "service.kubernetes.io/service-proxy-name"
 HEADLESS = "service.kubernetes.io/headless"
 
 PROTOCOLS = {"TCP": Protocol.TCP, "UDP": Protocol.UDP, "SCTP": Protocol.SCTP}
+LOCAL = "Local"
+DEFAULT_AFFINITY = 10800  # seconds, API documentation of ClientIPConfig
 FINISHED = frozenset({"Succeeded", "Failed"})
 
 
@@ -32,6 +36,7 @@ class PodFacts:
     uid: str
     created: str
     terminating: bool
+    host_ports: tuple[HostPort, ...] = ()
 
 
 def address(text: str, field: str) -> bytes:
@@ -59,13 +64,9 @@ def node_record(node: objects.Node) -> Node:
     reported = [a for a in node.status.addresses or () if a.type in ("InternalIP", "ExternalIP")]
     reported.sort(key=lambda a: a.type != "InternalIP")
     cidrs = node.spec.pod_cidrs or ((node.spec.pod_cidr,) if node.spec.pod_cidr else ())
-    try:
-        packed = tuple(pack_cidr(cidr) for cidr in cidrs)
-    except ValueError as error:
-        raise ObjectError(f"spec.podCIDRs: {error}") from error
     return Node(
         addresses=tuple(address(a.address, "status.addresses") for a in reported),
-        pod_cidrs=packed,
+        pod_cidrs=tuple(cidr(text, "spec.podCIDRs") for text in cidrs),
         zone=node.labels.get("topology.kubernetes.io/zone", ""),
         region=node.labels.get("topology.kubernetes.io/region", ""),
     )
@@ -77,13 +78,19 @@ def pod_facts(pod: objects.Pod) -> PodFacts | None:
         return None
     ips = tuple(item.ip for item in pod.status.pod_ips or ()) or ((pod.status.pod_ip,) if pod.status.pod_ip else ())
     ports: dict[str, tuple[int, int]] = {}
+    host_ports: list[HostPort] = []
     # Sidecars are init containers that go on (KEP-753); other init containers serve nothing.
     sidecars = tuple(c for c in pod.spec.init_containers or () if c.restart_policy == "Always")
     for container in (*sidecars, *(pod.spec.containers or ())):
         for item in container.ports or ():
+            if not item.name and not item.host_port:
+                continue
+            number = port(item.container_port, f"containers.ports[{item.name}]")
+            kind = protocol(item.protocol, "containers.ports")
             if item.name:
-                number = port(item.container_port, f"containers.ports[{item.name}]")
-                ports.setdefault(item.name, (protocol(item.protocol, "containers.ports"), number))
+                ports.setdefault(item.name, (kind, number))
+            if item.host_port:
+                host_ports.append(host_port(item, kind, number))
     return PodFacts(
         node=pod.spec.node_name,
         labels=dict(pod.labels),
@@ -93,7 +100,14 @@ def pod_facts(pod: objects.Pod) -> PodFacts | None:
         uid=pod.metadata.uid,
         created=pod.metadata.creation_timestamp or "",
         terminating=pod.metadata.deletion_timestamp is not None,
+        host_ports=tuple(host_ports),
     )
+
+
+def host_port(item: objects.ContainerPort, kind: int, target: int) -> HostPort:
+    """`hostIP` 0.0.0.0 and :: mean every address, as the empty one does."""
+    where = b"" if item.host_ip in ("", "0.0.0.0", "::") else address(item.host_ip, "containers.ports.hostIP")  # noqa: S104  # compared, not bound
+    return HostPort(protocol=kind, port=port(item.host_port, "containers.ports.hostPort"), target=target, address=where)
 
 
 def workload(pod: objects.Pod) -> tuple[str, str]:
@@ -128,8 +142,9 @@ class FrontendPort:
 
 @dataclass(frozen=True, slots=True)
 class ServiceFacts:
-    type: str
-    cluster_ips: tuple[bytes, ...]
+    """`record` is the Service's record but for its ports, whose numbers are given elsewhere."""
+
+    record: Service
     ports: tuple[FrontendPort, ...]
 
 
@@ -151,7 +166,47 @@ def service_facts(service: objects.Service) -> ServiceFacts | None:
         )
         for item in spec.ports or ()
     )
-    return ServiceFacts(spec.type, tuple(address(ip, "spec.clusterIPs") for ip in ips), ports)
+    record = Service(
+        type=spec.type,
+        cluster_ips=tuple(address(ip, "spec.clusterIPs") for ip in ips),
+        external_ips=tuple(address(ip, "spec.externalIPs") for ip in spec.external_ips or ()),
+        load_balancer_ips=load_balancer_ips(service.status),
+        internal_local=spec.internal_traffic_policy == LOCAL,
+        external_local=spec.external_traffic_policy == LOCAL,
+        affinity_seconds=affinity(spec),
+        source_ranges=tuple(
+            cidr(text, "spec.loadBalancerSourceRanges") for text in spec.load_balancer_source_ranges or ()
+        ),
+        health_port=port(spec.health_check_node_port, "spec.healthCheckNodePort") if spec.health_check_node_port else 0,
+    )
+    return ServiceFacts(record, ports)
+
+
+def load_balancer_ips(status: objects.ServiceStatus) -> tuple[bytes, ...]:
+    """Without those of ipMode Proxy: traffic to them goes through the load balancer also from inside (KEP-1860)."""
+    ingress = status.load_balancer.ingress or ()
+    ours = [item.ip for item in ingress if item.ip and item.ip_mode in (None, "VIP")]
+    return tuple(address(ip, "status.loadBalancer.ingress") for ip in ours)
+
+
+def affinity(spec: objects.ServiceSpec) -> int:
+    """Seconds for which a client stays with its backend; 0: none."""
+    if spec.session_affinity != "ClientIP":
+        return 0
+    config = spec.session_affinity_config
+    seconds = config.client_ip.timeout_seconds if config and config.client_ip else None
+    if seconds is None:
+        return DEFAULT_AFFINITY
+    if not 0 < seconds <= 86400:
+        raise ObjectError(f"spec.sessionAffinityConfig.clientIP.timeoutSeconds: {seconds} is not 1–86400")
+    return seconds
+
+
+def cidr(text: str, field: str) -> tuple[bytes, int]:
+    try:
+        return pack_cidr(text.strip())
+    except ValueError as error:
+        raise ObjectError(f"{field}: {error}") from error
 
 
 _FAMILY = {"IPv4": True, "IPv6": False}
@@ -197,19 +252,17 @@ def _backend(packed: bytes, endpoint: objects.SliceEndpoint, ports: dict[str, in
         terminating=bool(conditions.terminating),
         node=endpoint.node_name or "",
         zone=endpoint.zone or "",
+        for_zones=_names(endpoint.hints.for_zones) if endpoint.hints else (),
+        for_nodes=_names(endpoint.hints.for_nodes) if endpoint.hints else (),
     )
+
+
+def _names(hints: tuple[objects.Hint, ...] | None) -> tuple[str, ...]:
+    return tuple(sorted({hint.name for hint in hints or ()}))
 
 
 def merge(backends: list[Backend]) -> Backend:
     """One address in several slices, as while a controller moves it: the more able state, and all ports."""
     best = max(backends, key=lambda b: (b.ready, b.serving, not b.terminating))
     ports = {name: number for backend in (*backends, best) for name, number in backend.ports.items()}
-    return Backend(
-        address=best.address,
-        ports=ports,
-        ready=best.ready,
-        serving=best.serving,
-        terminating=best.terminating,
-        node=best.node,
-        zone=best.zone,
-    )
+    return structs.replace(best, ports=ports)

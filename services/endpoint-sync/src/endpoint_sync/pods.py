@@ -113,6 +113,7 @@ class Pods:
             identity=self._numbers[key],
             addresses=addresses,
             ports=dict(sorted(facts.ports.items())),
+            host_ports=facts.host_ports,
             workload_kind=facts.workload[0],
             workload_name=facts.workload[1],
             uid=facts.uid,

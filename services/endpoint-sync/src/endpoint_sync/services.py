@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from msgspec import structs
+
 from endpoint_sync.normalise import (
     SERVICE_NAME,
     ObjectError,
@@ -137,7 +139,7 @@ class Services:
             )
             for item in facts.ports
         )
-        return Service(type=facts.type, cluster_ips=facts.cluster_ips, ports=ports)
+        return structs.replace(facts.record, ports=ports)
 
     def replace(self, key: Key, source: str, before: dict[bytes, Backend], after: dict[bytes, Backend]) -> None:
         """A slice (`source`) of the Service has other backends than before."""
