@@ -24,6 +24,7 @@
 #include "include/lb.h"
 #include "include/icmp.h"
 #include "include/deliver.h"
+#include "include/answer.h"
 
 /* What is not IPv4 -> what to do with it. */
 static int not_ipv4(struct __sk_buff *skb, struct flow *flow)
@@ -71,8 +72,8 @@ static int handle_from_pod(struct __sk_buff *skb, struct flow *flow)
 		if (!track_error_from_pod(skb, flow))
 			return NO_ACTION;
 	} else {
-		/* Pods and nodes are no Services. */
-		if (!endpoints.lookup(&flow->destination) && !translate(skb, flow))
+		struct endpoint *addressed = endpoints.lookup(&flow->destination);
+		if (!(addressed && addressed->flags & EP_POD) && !translate(skb, flow))
 			return NO_ACTION;
 		if (!track(skb, flow))
 			return NO_ACTION;
@@ -90,7 +91,10 @@ int from_pod(struct __sk_buff *skb)
 	struct flow *flow = new_flow(HOOK_FROM_POD, DIRECTION_EGRESS);
 	if (!flow)
 		return TC_ACT_SHOT;
-	return finish(skb, flow, handle_from_pod(skb, flow));
+	int action = handle_from_pod(skb, flow);
+	if (action == NO_ACTION && is_answerable(flow))
+		return answer(skb, flow);
+	return finish(skb, flow, action);
 }
 
 /* Only what comes through the stack gets here: the node's own packets, and those that a program before the stack has

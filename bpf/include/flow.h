@@ -16,6 +16,30 @@ enum fragment {
 	FRAGMENT_LATER, /* has no ports of its own */
 };
 
+struct icmp_header {
+	u8 type;
+	u8 code;
+	__be16 checksum;
+	__be32 rest;
+};
+
+struct pseudo_header {
+	__be32 source;
+	__be32 destination;
+	__be16 protocol;
+	__be16 length;
+};
+
+/* What a refused packet is answered with, and what of it the answer needs. */
+struct answer {
+	struct iphdr ip;
+	struct tcphdr tcp;
+	struct tcphdr refused;
+	struct pseudo_header pseudo;
+	struct icmp_header icmp;
+	u8 quoted[sizeof(struct iphdr) + 12];
+};
+
 struct flow {
 	/* The packet as it is on the wire now, that is: after what translation has done so far. */
 	struct addr source;
@@ -74,6 +98,7 @@ struct flow {
 	struct bpf_fib_lookup route;
 	struct bpf_redir_neigh nexthop;
 	u8 header[16];
+	struct answer answer;
 };
 
 BPF_F_TABLE("percpu_array", u32, struct flow, scratch, 1, 0);

@@ -13,9 +13,24 @@ static struct frontend *find_frontend(struct frontend_key *key, const struct add
 	return frontends.lookup(key);
 }
 
-static bool is_service_address(struct frontend_key *key, const struct addr *addr)
+static bool is_node(const struct addr *addr)
 {
-	return find_frontend(key, addr, 0, 0) != NULL;
+	struct addr copy = *addr;
+	struct endpoint *endpoint = endpoints.lookup(&copy);
+	return endpoint && endpoint->flags & (EP_OWN_NODE | EP_REMOTE_NODE);
+}
+
+/* Whether a port that no Service has at this address is to be refused. Nodes have ports of their own. */
+static bool is_closed_address(struct frontend_key *key, const struct addr *addr)
+{
+	struct frontend *mark = find_frontend(key, addr, 0, 0);
+	return mark && !(mark->flags & FRONTEND_OPEN) && !is_node(addr);
+}
+
+/* Why a selection without backends gives none. */
+static u32 refusal(struct service *service)
+{
+	return service && service->flags & SERVICE_DROP ? REASON_NO_LOCAL_BACKEND : REASON_NO_BACKEND;
 }
 
 /* The backend in a slot. Slots move while backends are removed; one that is gone just now falls back to the first. */
@@ -61,7 +76,7 @@ static bool choose_backend(struct flow *flow, u32 service_id, u64 now)
 {
 	struct service *service = services.lookup(&service_id);
 	if (!service || !service->count)
-		return refuse(flow, REASON_NO_BACKEND);
+		return refuse(flow, refusal(service));
 	u32 count = service->count;
 	u32 start = bpf_get_prandom_u32();
 	flow->reason = REASON_NO_BACKEND;
@@ -102,15 +117,16 @@ static bool is_current(struct flow *flow, struct translation *known, u32 service
 	return is_backend(&flow->backend, service, known->slot, &known->backend, known->backend_port);
 }
 
-/* A packet of a pod to an address that is no endpoint's: if it is a Service's, sends it to a backend. */
+/* A packet of a pod to an address that is no pod's: if it is for a Service, sends it to a backend. */
 static bool translate(struct __sk_buff *skb, struct flow *flow)
 {
-	if (!is_service_address(&flow->frontend, &flow->destination))
-		return true;
-	struct frontend *frontend =
-		find_frontend(&flow->frontend, &flow->destination, flow->destination_port, flow->protocol);
-	if (!frontend || flow->kind != KIND_PORTS)
-		return refuse(flow, REASON_NO_SERVICE_PORT);
+	struct frontend *frontend = NULL;
+	if (flow->kind == KIND_PORTS)
+		frontend = find_frontend(&flow->frontend, &flow->destination, flow->destination_port, flow->protocol);
+	if (!frontend)
+		return !is_closed_address(&flow->frontend, &flow->destination) ||
+		       refuse(flow, REASON_NO_SERVICE_PORT);
+	u32 service = frontend->service;
 	struct translation_key *key = &flow->translation_key;
 	key->client = flow->source;
 	key->vip = flow->destination;
@@ -120,12 +136,12 @@ static bool translate(struct __sk_buff *skb, struct flow *flow)
 	u64 now = seconds();
 	u64 expires = now + lifetime(flow->protocol, 0, true);
 	struct translation *known = translations.lookup(key);
-	if (known && is_current(flow, known, frontend->service, now)) {
+	if (known && is_current(flow, known, service, now)) {
 		if (known->expires != expires)
 			known->expires = expires;
 		flow->translation = *known;
 	} else {
-		if (!choose_backend(flow, frontend->service, now))
+		if (!choose_backend(flow, service, now))
 			return false;
 		flow->translation.expires = expires;
 		if (translations.update(key, &flow->translation))

@@ -20,7 +20,8 @@
 	REASON(14, MAP_FULL, "an entry of the connection maps could not be written") \
 	REASON(15, ICMP_UNRELATED, "an ICMP error about no known connection") \
 	REASON(16, HAIRPIN, "the only backend of the Service is the sender itself, and no socket hook translated it") \
-	REASON(17, NOT_UPLINK, "the route leads neither to a known pod nor through a device known as uplink")
+	REASON(17, NOT_UPLINK, "the route leads neither to a known pod nor through a device known as uplink") \
+	REASON(18, NO_LOCAL_BACKEND, "the Service has no backend on this node, and its traffic policy is Local")
 
 #define REASON_ENUM(number, name, text) REASON_##name = number,
 enum reason { REASONS(REASON_ENUM) REASON_COUNT };

@@ -86,7 +86,7 @@ static int resolve(struct bpf_sock_addr *ctx, struct peer *peer, bool sticky, bo
 		return PASS;
 	struct frontend *frontend = find_frontend(&frontend_key, &peer->addr, peer->port, peer->protocol);
 	if (!frontend)
-		return is_service_address(&frontend_key, &peer->addr) ? reject(peer, REASON_NO_SERVICE_PORT) : PASS;
+		return is_closed_address(&frontend_key, &peer->addr) ? reject(peer, REASON_NO_SERVICE_PORT) : PASS;
 	u32 service_id = frontend->service;
 	u64 cookie = socket_cookie(ctx);
 	struct peer vip = *peer;
@@ -102,6 +102,9 @@ static int resolve(struct bpf_sock_addr *ctx, struct peer *peer, bool sticky, bo
 		}
 	}
 	struct service *service = services.lookup(&service_id);
+	/* What is to be dropped is dropped as packets, so that the application sees what it would see elsewhere. */
+	if (service && !service->count && service->flags & SERVICE_DROP)
+		return PASS;
 	if (!service || !service->count)
 		return reject(peer, REASON_NO_BACKEND);
 	u32 slot = bpf_get_prandom_u32() % service->count;

@@ -41,8 +41,9 @@ struct device {
 
 /* ---- Services ------------------------------------------------------------------------------------------------ */
 
-/* frontends: what a client addresses -> service id.
- * The entry {address, port 0, protocol 0} with service 0 marks an address as a Service's: other ports are refused. */
+/* frontends: what a client addresses -> the selection of backends (key of `services`) that it gets.
+ * The entry {address, port 0, protocol 0} marks an address as a Service's: its other ports are refused, but for
+ * addresses of nodes, and those that are FRONTEND_OPEN (external IPs may be somebody's own). */
 struct frontend_key {
 	struct addr addr;
 	__be16 port;
@@ -51,17 +52,25 @@ struct frontend_key {
 };
 
 struct frontend {
-	__u32 service;
-	__u32 flags;
+	__u32 service; /* for clients in the cluster */
+	__u32 outside; /* for clients outside of it */
+	__u32 flags;   /* FRONTEND_* */
+	__u32 pad;
 };
 
-/* services: service id -> how many slots of backends are in use (slots 0 … count-1). */
+#define FRONTEND_OPEN 0x1
+
+/* services: selection -> how many slots of backends are in use (slots 0 … count-1). A selection is the number of a
+ * service port, with bit 30 set the one for the traffic policy Local. */
 struct service {
 	__u32 count;
 	__u32 flags;
 	__u32 affinity_seconds;
 	__u32 pad;
 };
+
+/* Without backends here while there are some elsewhere: no answer, rather than a refusal. */
+#define SERVICE_DROP 0x1
 
 struct backend_key {
 	__u32 service;

@@ -30,6 +30,10 @@ def node(both_loaded: list[Loaded]) -> Loaded:
 
 @pytest.fixture(autouse=True)
 def state(node: Loaded) -> None:
+    set_state(node)
+
+
+def set_state(node: Loaded) -> None:
     """POD sits behind the device of test_run, OTHER behind one that is not there; nobody is isolated."""
     node.clear()
     maps = node.maps
@@ -79,11 +83,6 @@ def service(node: Loaded) -> None:
     for number in (5, 6):
         node.maps["services"].set({"value": number}, {"count": 1})
         node.maps["backends"].set({"service": number, "slot": 0}, {"addr": NODE, "port": 8080})
-
-
-def service_without_backends(node: Loaded) -> None:
-    service(node)
-    node.maps["services"].set({"value": 5}, {"count": 0})
 
 
 def translated_connection(node: Loaded) -> None:
@@ -209,23 +208,7 @@ FROM_POD = [
         service,
         frame(IP(src=POD, dst=NODE), UDP(sport=4000, dport=8080, chksum=0), Raw(b"odd")),
     ),
-    Case(
-        "Service, port unknown",
-        "from_pod",
-        frame(IP(src=POD, dst=VIP), UDP(dport=54)),
-        SHOT,
-        "NO_SERVICE_PORT",
-        service,
-    ),
     Case("Service, ping", "from_pod", frame(IP(src=POD, dst=VIP), ICMP()), SHOT, "NO_SERVICE_PORT", service),
-    Case(
-        "Service without backends",
-        "from_pod",
-        frame(SYN),
-        SHOT,
-        "NO_BACKEND",
-        service_without_backends,
-    ),
 ]
 
 TO_POD = [

@@ -60,8 +60,6 @@ def test_service_whose_backend_is_also_the_client_uses_another_one(tcx_world: Cl
 
 
 REFUSED = [
-    ("no backend left", 80, [], "NO_BACKEND"),
-    ("another port of the same address", 81, ["b"], "NO_SERVICE_PORT"),
     ("only backend is the client", 80, ["a"], "HAIRPIN"),
 ]
 

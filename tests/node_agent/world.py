@@ -40,7 +40,7 @@ _KINDS = {"u8": 1, "u32": 4, "be16": 2, "addr": 16, "u32[]": 32}
 FIELDS = {
     "endpoints": ("addr:addr", "identity:u32 ifindex:u32 flags:u32"),
     "devices": ("value:u32", "flags:u32"),
-    "frontends": ("addr:addr port:be16 protocol:u8 pad:u8", "service:u32 flags:u32"),
+    "frontends": ("addr:addr port:be16 protocol:u8 pad:u8", "service:u32 outside:u32 flags:u32 pad:u32"),
     "services": ("value:u32", "count:u32 flags:u32 affinity_seconds:u32 pad:u32"),
     "backends": ("service:u32 slot:u32", "addr:addr port:be16 pad:bytes2 flags:u32"),
     "subjects": ("value:u32", "policy:u32 flags:u32 ingress_lengths:u32 egress_lengths:u32"),
@@ -97,7 +97,7 @@ class Agent:
     def route(self, pods: Mapping[str, int], addresses: Iterable[str] = ()) -> list[Step]:
         """The node has these host routes (address → ifindex) and addresses."""
         devices = {pack_address(text): index for text, index in pods.items()}
-        self.view.endpoints.set_host(devices, frozenset(map(pack_address, addresses)))
+        self.view.set_host(devices, frozenset(map(pack_address, addresses)))
         return self.write()
 
     def write(self) -> list[Step]:
@@ -118,6 +118,20 @@ class Agent:
 
     def rows(self, name: str) -> dict[Any, Any]:
         return rows(name, self.kernel[name])
+
+    def flags(self, name: str, key: Any) -> int:
+        return flags(name, self.kernel[name])[key]
+
+
+def flags(name: str, entries: Mapping[bytes, bytes]) -> dict[Any, int]:
+    """Key → the entry's flags."""
+    key_form, value_form = Form(MAPS[name].key), Form(MAPS[name].value)
+    found = {}
+    for raw_key, raw_value in entries.items():
+        key = _plain(key_form.unpack(raw_key))
+        whole = tuple(key.values()) if len(key) > 1 else next(iter(key.values()))
+        found[whole] = int(value_form.unpack(raw_value)["flags"])
+    return found
 
 
 def rows(name: str, entries: Mapping[bytes, bytes]) -> dict[Any, Any]:

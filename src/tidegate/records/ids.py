@@ -13,10 +13,14 @@ from tidegate.records.schema import FIRST_IDENTITY, Identity, Rules
 SPACE = 1 << 31  # bit 31 is kept for classes of CIDRs
 
 
-def candidate(content: bytes, attempt: int, first: int = FIRST_IDENTITY) -> int:
-    """The number for `content` at the given attempt (0, 1, …), in [first, 2^31)."""
+# Of the numbers of service ports two more bits are free: for the selections of one port, and for host ports.
+SERVICE_SPACE = 1 << 29
+
+
+def candidate(content: bytes, attempt: int, first: int = FIRST_IDENTITY, space: int = SPACE) -> int:
+    """The number for `content` at the given attempt (0, 1, …), in [first, space)."""
     digest = hashlib.blake2b(content, digest_size=8, salt=attempt.to_bytes(4, "big")).digest()
-    return first + int.from_bytes(digest, "big") % (SPACE - first)
+    return first + int.from_bytes(digest, "big") % (space - first)
 
 
 class Numbering:
@@ -27,7 +31,8 @@ class Numbering:
     True
     """
 
-    def __init__(self, taken: Mapping[int, bytes] | None = None) -> None:
+    def __init__(self, taken: Mapping[int, bytes] | None = None, space: int = SPACE) -> None:
+        self._space = space
         self._content: dict[int, bytes] = dict(taken or {})
         self._number: dict[bytes, int] = {content: number for number, content in self._content.items()}
 
@@ -37,7 +42,7 @@ class Numbering:
         if known is not None:
             return known
         attempt = 0
-        while (number := candidate(content, attempt)) in self._content:
+        while (number := candidate(content, attempt, space=self._space)) in self._content:
             attempt += 1
         self._content[number] = content
         self._number[content] = number

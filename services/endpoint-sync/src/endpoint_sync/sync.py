@@ -25,7 +25,7 @@ from tidegate.records import (
     Synced,
     decode,
 )
-from tidegate.records.ids import Numbering, service_port_content
+from tidegate.records.ids import SERVICE_SPACE, Numbering, service_port_content
 from tidegate.runtime.http import Health
 from tidegate.runtime.logging import get_logger
 from tidegate.store import Snapshot, Store, value_of
@@ -49,7 +49,7 @@ class EndpointSync:
         self.publisher = Publisher(store, keys, NAME, RANKS, sources, health, [keys.identities_synced()])
         self.publisher.make_synced = self._synced
         self._follows = IdentityKeys()
-        self._service_ports = Numbering()
+        self._service_ports = Numbering(space=SERVICE_SPACE)
         self._identities = Identities(self._put_identity, grace)
         self._pods = Pods(self.publisher, self._identities)
         self._services = Services(self.publisher, self._service_ports)

@@ -228,7 +228,7 @@ class Agent:
         host = self._watch.host
         pods = {a: i for a, i in host.pods.items() if self._devices.programs(host.devices.get(i, "")) is not None}
         pods = {a: i for a, i in pods.items() if i not in uplinks}
-        self.view.endpoints.set_host(pods, frozenset(host.addresses))
+        self.view.set_host(pods, frozenset(host.addresses))
         entries = Entries(self.manifest.maps)
         present = dict(entries.device(index) for index in uplinks)
         for key in self.tables.wanted("devices").keys() - present.keys():

@@ -8,6 +8,8 @@ from tidegate.records import IDENTITY_NODE, IDENTITY_REMOTE_NODE, Rule
 
 EP_POD, EP_OWN_NODE, EP_REMOTE_NODE, EP_CLOSED = 0x1, 0x2, 0x4, 0x8
 DEVICE_UPLINK = 0x1
+FRONTEND_OPEN = 0x1
+SERVICE_DROP = 0x1
 SUBJECT_INGRESS_ISOLATED, SUBJECT_EGRESS_ISOLATED = 0x1, 0x2
 LENGTH_ANY_PROTOCOL = 1 << 31
 
@@ -40,14 +42,15 @@ class Entries:
     def frontend_key(self, address: bytes, port: int, protocol: int) -> bytes:
         return self._keys["frontends"].pack(addr=address, port=port, protocol=protocol)
 
-    def frontend(self, service: int) -> bytes:
-        return self._values["frontends"].pack(service=service)
+    def frontend(self, service: int, outside: int, is_open: bool) -> bytes:
+        return self._values["frontends"].pack(service=service, outside=outside, flags=FRONTEND_OPEN * is_open)
 
     def service_key(self, service: int) -> bytes:
         return self._keys["services"].pack(value=service)
 
-    def service(self, count: int) -> bytes:
-        return self._values["services"].pack(count=count)
+    def service(self, count: int, dropping: bool) -> bytes:
+        """`dropping`: without backends its clients get no answer, rather than a refusal."""
+        return self._values["services"].pack(count=count, flags=SERVICE_DROP * dropping)
 
     def backend_key(self, service: int, slot: int) -> bytes:
         return self._keys["backends"].pack(service=service, slot=slot)

@@ -2,19 +2,15 @@
 
 from collections.abc import Iterable
 
+from node_agent.choice import Place, Refusal, Selection, select
 from node_agent.entries import Entries
+from node_agent.frontends import LOCAL, Frontend, frontends, numbers
 from node_agent.table import Tables
-from tidegate.records import Backend, BackendShard, Service
+from tidegate.records import BackendShard, Service, ServicePort
 from tidegate.records.addresses import is_ipv4
 
 Key = tuple[str, str]
 Address = tuple[bytes, int]  # address, port
-
-
-def eligible(backends: Iterable[Backend]) -> list[Backend]:
-    """Ready ones; if there is none, those that still serve while they end (KEP-1669)."""
-    known = list(backends)
-    return [b for b in known if b.ready] or [b for b in known if b.serving and b.terminating]
 
 
 class Slots:
@@ -51,13 +47,19 @@ class Slots:
 
 
 class ServiceView:
-    def __init__(self, tables: Tables, entries: Entries) -> None:
+    """Services and their backends, seen from this node: `set_…` takes what is known, `settle` brings the tables up."""
+
+    def __init__(self, node: str, tables: Tables, entries: Entries) -> None:
+        self._place = Place(node)
         self._tables = tables
         self._entries = entries
+        self._own: frozenset[bytes] = frozenset()
         self._services: dict[Key, Service] = {}
         self._shards: dict[Key, dict[int, BackendShard]] = {}
-        self._slots: dict[int, Slots] = {}
-        self._owner: dict[bytes, Key] = {}  # frontend key → Service; an address passes from one to the next
+        self._frontends: dict[Key, dict[bytes, bytes]] = {}  # as programmed
+        self._slots: dict[int, Slots] = {}  # by number of the selection
+        self._numbers: dict[Key, set[int]] = {}  # selections as programmed
+        self._claims: dict[bytes, dict[Key, bytes]] = {}  # frontend → who wants it with which value; the latest has it
         self._dirty: set[Key] = set()
         self._stored = self._read_slots()
 
@@ -77,12 +79,25 @@ class ServiceView:
     def services(self) -> dict[Key, Service]:
         return self._services
 
+    def set_zone(self, zone: str) -> None:
+        """The zone of this node: what is near depends on it."""
+        if zone != self._place.zone:
+            self._place = Place(self._place.node, zone)
+            self._dirty |= self._services.keys()
+
+    def set_addresses(self, own: frozenset[bytes]) -> None:
+        """The node's own addresses: NodePorts are served there."""
+        if own != self._own:
+            self._own = own
+            self._dirty |= {
+                key for key, service in self._services.items() if any(port.node_port for port in service.ports)
+            }
+
     def set_service(self, key: Key, record: Service | None) -> None:
-        before = self._services.pop(key, None)
-        if record is not None:
+        if record is None:
+            self._services.pop(key, None)
+        else:
             self._services[key] = record
-        if before is not None:
-            self._withdraw(key, before, record)
         self._dirty.add(key)
 
     def set_shard(self, key: Key, shard: int, record: BackendShard | None) -> None:
@@ -98,54 +113,66 @@ class ServiceView:
     def settle(self) -> None:
         dirty, self._dirty = self._dirty, set()
         for key in dirty:
-            if key in self._services:
-                self._program(key, self._services[key])
+            service = self._services.get(key)
+            self._program_backends(key, service)
+            self._program_frontends(key, service)
 
-    def _program(self, key: Key, service: Service) -> None:
+    def _program_backends(self, key: Key, service: Service | None) -> None:
         # One address in two shards, as while they are spread anew, is one backend.
         backends = {b.address: b for shard in self._shards.get(key, {}).values() for b in shard.backends}
-        chosen = [b for b in eligible(backends.values()) if is_ipv4(b.address)]
-        for port in service.ports:
-            self._fill(port.id, {(b.address, b.ports[port.name]) for b in chosen if port.name in b.ports})
-        for frontend, value in self._frontends(service).items():
-            self._owner[frontend] = key
-            self._tables.want("frontends", frontend, value)
+        known = [backend for backend in backends.values() if is_ipv4(backend.address)]
+        needed: set[int] = set()
+        for port in service.ports if service else ():
+            found = select([backend for backend in known if port.name in backend.ports], self._place)
+            for number in numbers(service, port) if service else ():
+                needed.add(number)
+                self._fill(number, port, found.local if number & LOCAL else found.cluster)
+        for number in self._numbers.pop(key, set()) - needed:
+            self._empty(number)
+        if needed:
+            self._numbers[key] = needed
 
-    def _fill(self, number: int, wanted: set[Address]) -> None:
+    def _fill(self, number: int, port: ServicePort, selection: Selection) -> None:
         slots = self._slots.get(number)
         if slots is None:
             slots = self._slots[number] = Slots(self._stored.pop(number, ()))
-            for index, (address, port) in enumerate(slots.addresses):
-                self._slot(number, index, (address, port))
+            for index, (address, target) in enumerate(slots.addresses):
+                self._slot(number, index, (address, target))
+        wanted = {(backend.address, backend.ports[port.name]) for backend in selection.backends}
         for index, content in slots.replace(wanted).items():
             self._slot(number, index, content)
-        self._tables.want("services", self._entries.service_key(number), self._entries.service(len(slots.addresses)))
+        value = self._entries.service(len(slots.addresses), dropping=selection.refusal is Refusal.DROP)
+        self._tables.want("services", self._entries.service_key(number), value)
+
+    def _empty(self, number: int) -> None:
+        for index in range(len(self._slots.pop(number).addresses)):
+            self._slot(number, index, None)
+        self._tables.want("services", self._entries.service_key(number), None)
 
     def _slot(self, number: int, index: int, content: Address | None) -> None:
         value = self._entries.backend(*content) if content else None
         self._tables.want("backends", self._entries.backend_key(number, index), value)
 
-    def _frontends(self, service: Service) -> dict[bytes, bytes]:
-        found = {}
-        for address in service.cluster_ips:
-            if not is_ipv4(address):
-                continue
-            # Marks the address as a Service's, so that its other ports are refused.
-            found[self._entries.frontend_key(address, 0, 0)] = self._entries.frontend(0)
-            for port in service.ports:
-                key = self._entries.frontend_key(address, port.port, port.protocol)
-                found[key] = self._entries.frontend(port.id)
-        return found
+    def _program_frontends(self, key: Key, service: Service | None) -> None:
+        wanted = dict(map(self._entry, frontends(service, self._own))) if service else {}
+        before = self._frontends.pop(key, {})
+        for frontend in before.keys() - wanted.keys():
+            claims = self._claims[frontend]
+            del claims[key]
+            if not claims:
+                del self._claims[frontend]
+            self._publish(frontend)
+        for frontend, value in wanted.items():
+            if before.get(frontend) != value:
+                self._claims.setdefault(frontend, {})[key] = value
+                self._publish(frontend)
+        if wanted:
+            self._frontends[key] = wanted
 
-    def _withdraw(self, key: Key, before: Service, after: Service | None) -> None:
-        kept = self._frontends(after) if after else {}
-        for frontend in self._frontends(before):
-            if frontend not in kept and self._owner.get(frontend) == key:
-                del self._owner[frontend]
-                self._tables.want("frontends", frontend, None)
-        numbers = {port.id for port in after.ports} if after else set()
-        for port in before.ports:
-            if port.id not in numbers and port.id in self._slots:
-                for index in range(len(self._slots.pop(port.id).addresses)):
-                    self._slot(port.id, index, None)
-                self._tables.want("services", self._entries.service_key(port.id), None)
+    def _publish(self, frontend: bytes) -> None:
+        claims = self._claims.get(frontend)
+        self._tables.want("frontends", frontend, claims[next(reversed(claims))] if claims else None)
+
+    def _entry(self, frontend: Frontend) -> tuple[bytes, bytes]:
+        key = self._entries.frontend_key(frontend.address, frontend.port, frontend.protocol)
+        return key, self._entries.frontend(frontend.service, frontend.outside, frontend.open)

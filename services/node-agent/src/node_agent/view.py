@@ -29,17 +29,18 @@ class View:
     """Takes complete snapshots and batches; a record that cannot be understood leaves the previous one in force."""
 
     def __init__(self, own: str, keys: Keyspace, tables: Tables, entries: Entries) -> None:
+        self._own = own
         self._keys = keys
         self._tables = tables
         self.policy = PolicyView(tables, entries)
         self.endpoints = EndpointView(own, tables, entries, self.policy)
-        self.services = ServiceView(tables, entries)
+        self.services = ServiceView(own, tables, entries)
         self.problems: dict[str, str] = {}  # key → why it was not understood
         self._known: set[str] = set()
         self._loaded = False
         self._judged: set[int] = set()
         self._setters: dict[type, Callable[[tuple[str, ...], Any], None]] = {
-            Node: lambda name, record: self.endpoints.set_node(name[0], record),
+            Node: lambda name, record: self._set_node(name[0], record),
             Endpoint: lambda name, record: self.endpoints.set_endpoint((name[0], name[1]), record),
             Service: lambda name, record: self.services.set_service((name[0], name[1]), record),
             BackendShard: lambda name, record: self.services.set_shard((name[0], name[1]), int(name[2]), record),
@@ -88,6 +89,17 @@ class View:
             self._known.discard(key)
         else:
             self._known.add(key)
+
+    def _set_node(self, name: str, record: Node | None) -> None:
+        self.endpoints.set_node(name, record)
+        if name == self._own:
+            self.services.set_zone(record.zone if record else "")
+
+    def set_host(self, pods: Mapping[bytes, int], addresses: frozenset[bytes]) -> None:
+        """The node's host routes to pods (address → ifindex) and its own addresses."""
+        self.endpoints.set_host(pods, addresses)
+        self.services.set_addresses(addresses)
+        self.services.settle()
 
     def _set_subject(self, name: tuple[str, ...], record: Subject | None) -> None:
         self.policy.set_subject(int(name[0]), record)

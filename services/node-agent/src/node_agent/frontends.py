@@ -1,0 +1,69 @@
+"""What clients may address: the frontends of a Service on this node, and what is behind each. Pure."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from tidegate.records import Service, ServicePort
+from tidegate.records.addresses import is_ipv4
+
+# The selection for the policy Local of a service port has the port's number with this bit (types.h).
+LOCAL = 1 << 30
+
+LOOPBACK = bytes(10) + b"\xff\xff" + b"\x7f"
+
+
+@dataclass(frozen=True, slots=True)
+class Frontend:
+    """`service` is what clients in the cluster get, `outside` what those outside of it get (numbers of selections).
+
+    With port 0 it stands for the address itself: its other ports are refused, or left alone if `open` is set.
+    """
+
+    address: bytes
+    port: int = 0
+    protocol: int = 0
+    service: int = 0
+    outside: int = 0
+    open: bool = False
+
+
+def internal(service: Service, port: ServicePort) -> int:
+    """The selection behind the ClusterIP."""
+    return port.id | LOCAL * service.internal_local
+
+
+def external(service: Service, port: ServicePort) -> int:
+    """The selection that clients outside the cluster get behind NodePorts, load balancers and external IPs."""
+    return port.id | LOCAL * service.external_local
+
+
+def is_external(service: Service) -> bool:
+    """Whether it can be addressed by anything else than its ClusterIP."""
+    return bool(service.external_ips or service.load_balancer_ips or any(port.node_port for port in service.ports))
+
+
+def numbers(service: Service, port: ServicePort) -> set[int]:
+    """The selections of a port that are needed."""
+    found = {internal(service, port)}
+    if is_external(service):
+        found |= {port.id, external(service, port)}
+    return found
+
+
+def frontends(service: Service, own: Iterable[bytes]) -> Iterator[Frontend]:
+    """All frontends; `own` are the node's own addresses, on which NodePorts are served (not on loopback ones)."""
+    for address in filter(is_ipv4, service.cluster_ips):
+        yield Frontend(address)
+        for port in service.ports:
+            number = internal(service, port)
+            yield Frontend(address, port.port, port.protocol, number, number)
+    for addresses, is_open in ((service.load_balancer_ips, False), (service.external_ips, True)):
+        for address in filter(is_ipv4, addresses):
+            yield Frontend(address, open=is_open)
+            for port in service.ports:
+                yield Frontend(address, port.port, port.protocol, port.id, external(service, port))
+    for address in own:
+        if is_ipv4(address) and not address.startswith(LOOPBACK):
+            for port in service.ports:
+                if port.node_port:
+                    yield Frontend(address, port.node_port, port.protocol, port.id, external(service, port))

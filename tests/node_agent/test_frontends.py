@@ -1,0 +1,205 @@
+"""What clients may address for each Service, and which selection of backends is behind it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import pytest
+from tests.node_agent.world import KEYS, OWN, Agent, Values
+
+from node_agent.entries import FRONTEND_OPEN, SERVICE_DROP
+from node_agent.frontends import LOCAL, frontends, numbers
+from tidegate.records import Backend, BackendShard, Node, Protocol, Service, ServicePort, encode
+from tidegate.records.addresses import pack_address, unpack_address
+
+NODE_IPS = [pack_address(text) for text in ("172.16.0.1", "203.0.113.9", "127.0.0.1", "127.1.2.3", "fe80::1")]
+VIP, LB, EXTERNAL = "10.96.0.1", "203.0.113.1", "198.51.100.1"
+PORT = ServicePort(id=500, name="http", port=80)
+NODE_PORT = ServicePort(id=500, name="http", port=80, node_port=30080)
+
+# address:port/protocol → (selection for clients in the cluster, for those outside); port 0: open or closed
+Expected = Mapping[str, tuple[int, int] | str]
+
+
+@dataclass(frozen=True)
+class Row:
+    service: Service
+    expected: Expected
+    selections: set[int]
+
+
+def service(*ports: ServicePort, lb: str = "", external: str = "", **fields: bool) -> Service:
+    return Service(
+        cluster_ips=(pack_address(VIP),),
+        load_balancer_ips=(pack_address(lb),) if lb else (),
+        external_ips=(pack_address(external),) if external else (),
+        ports=ports,
+        **fields,  # type: ignore[arg-type]
+    )
+
+
+LOCAL_500 = 500 | LOCAL
+CLOSED = {f"{VIP}:0/0": "closed"}
+ROWS = {
+    "ClusterIP": Row(service(PORT), {**CLOSED, f"{VIP}:80/6": (500, 500)}, {500}),
+    "ClusterIP, policy Local": Row(
+        service(PORT, internal_local=True), {**CLOSED, f"{VIP}:80/6": (LOCAL_500, LOCAL_500)}, {LOCAL_500}
+    ),
+    "external policy Local without anything external": Row(
+        service(PORT, external_local=True), {**CLOSED, f"{VIP}:80/6": (500, 500)}, {500}
+    ),
+    "one number on two protocols": Row(
+        service(PORT, ServicePort(id=501, name="udp", port=80, protocol=Protocol.UDP)),
+        {**CLOSED, f"{VIP}:80/6": (500, 500), f"{VIP}:80/17": (501, 501)},
+        {500, 501},
+    ),
+    "NodePort on all addresses but loopback": Row(
+        service(NODE_PORT),
+        {
+            **CLOSED,
+            f"{VIP}:80/6": (500, 500),
+            "172.16.0.1:30080/6": (500, 500),
+            "203.0.113.9:30080/6": (500, 500),
+        },
+        {500},
+    ),
+    "load balancer": Row(
+        service(PORT, lb=LB),
+        {**CLOSED, f"{VIP}:80/6": (500, 500), f"{LB}:0/0": "closed", f"{LB}:80/6": (500, 500)},
+        {500},
+    ),
+    "load balancer, policy Local: clients in the cluster need no second hop": Row(
+        service(PORT, lb=LB, external_local=True),
+        {**CLOSED, f"{VIP}:80/6": (500, 500), f"{LB}:0/0": "closed", f"{LB}:80/6": (500, LOCAL_500)},
+        {500, LOCAL_500},
+    ),
+    "external IP: its other ports may be somebody's": Row(
+        service(PORT, external=EXTERNAL),
+        {**CLOSED, f"{VIP}:80/6": (500, 500), f"{EXTERNAL}:0/0": "open", f"{EXTERNAL}:80/6": (500, 500)},
+        {500},
+    ),
+    "both policies Local": Row(
+        service(PORT, external=EXTERNAL, external_local=True, internal_local=True),
+        {
+            **CLOSED,
+            f"{VIP}:80/6": (LOCAL_500, LOCAL_500),
+            f"{EXTERNAL}:0/0": "open",
+            f"{EXTERNAL}:80/6": (500, LOCAL_500),
+        },
+        {500, LOCAL_500},
+    ),
+    "only the internal policy Local": Row(
+        service(PORT, external=EXTERNAL, internal_local=True),
+        {
+            **CLOSED,
+            f"{VIP}:80/6": (LOCAL_500, LOCAL_500),
+            f"{EXTERNAL}:0/0": "open",
+            f"{EXTERNAL}:80/6": (500, 500),
+        },
+        {500, LOCAL_500},
+    ),
+}
+
+
+@pytest.mark.parametrize("row", ROWS.values(), ids=ROWS.keys())
+def test_frontends(row: Row) -> None:
+    found: dict[str, tuple[int, int] | str] = {}
+    for one in frontends(row.service, NODE_IPS):
+        name = f"{unpack_address(one.address)}:{one.port}/{one.protocol}"
+        found[name] = (one.service, one.outside) if one.port else "open" if one.open else "closed"
+    assert found == row.expected
+    assert {number for port in row.service.ports for number in numbers(row.service, port)} == row.selections
+
+
+# The same in the tables
+
+
+def backends(*places: tuple[str, str]) -> Values:
+    """Addresses and their nodes."""
+    shard = BackendShard(
+        backends=tuple(Backend(address=pack_address(ip), node=node, ports={"http": 8080}) for ip, node in places)
+    )
+    return {KEYS.backends("default", "shop", 0): encode(shard)}
+
+
+def stored(record: Service) -> Values:
+    return {KEYS.service("default", "shop"): encode(record)}
+
+
+def members(agent: Agent, number: int) -> set[str]:
+    return {row["addr"] for (of, _), row in agent.rows("backends").items() if of == number}
+
+
+@pytest.fixture
+def agent() -> Agent:
+    fresh = Agent()
+    fresh.snapshot({})
+    return fresh
+
+
+def test_each_selection_has_its_backends(agent: Agent) -> None:
+    agent.change(
+        {**stored(service(PORT, lb=LB, external_local=True)), **backends(("10.0.0.1", OWN), ("10.0.0.2", "n9"))}
+    )
+    assert members(agent, 500) == {"10.0.0.1", "10.0.0.2"}
+    assert members(agent, LOCAL_500) == {"10.0.0.1"}
+    agent.change(stored(service(PORT)))
+    assert members(agent, LOCAL_500) == set()
+    assert set(agent.rows("services")) == {500}
+    agent.remove(KEYS.service("default", "shop"))
+    assert not any(agent.kernel[name] for name in ("frontends", "services", "backends"))
+
+
+def test_a_local_selection_without_backends_is_dropped_while_there_are_some_elsewhere(agent: Agent) -> None:
+    agent.change({**stored(service(PORT, internal_local=True)), **backends(("10.0.0.2", "n9"))})
+    assert agent.flags("services", LOCAL_500) == SERVICE_DROP
+    agent.remove(KEYS.backends("default", "shop", 0))
+    assert agent.flags("services", LOCAL_500) == 0
+
+
+def test_addresses_that_come_and_go(agent: Agent) -> None:
+    agent.change({**stored(service(NODE_PORT)), **backends(("10.0.0.2", "n9"))})
+    before = set(agent.rows("frontends"))
+    agent.route({}, ["172.16.0.1"])
+    assert set(agent.rows("frontends")) - before == {("172.16.0.1", 30080, 6)}
+    agent.route({}, ["172.16.0.2"])
+    assert set(agent.rows("frontends")) - before == {("172.16.0.2", 30080, 6)}
+    agent.route({})
+    assert set(agent.rows("frontends")) == before
+
+
+def test_the_zone_of_the_node_decides_what_is_near(agent: Agent) -> None:
+    hinted = [
+        Backend(address=pack_address(f"10.0.0.{n}"), ports={"http": 1}, for_zones=(z,)) for n, z in enumerate("ab")
+    ]
+    agent.change(
+        {**stored(service(PORT)), KEYS.backends("default", "shop", 0): encode(BackendShard(backends=tuple(hinted)))}
+    )
+    assert members(agent, 500) == {"10.0.0.0", "10.0.0.1"}
+    agent.change({KEYS.node(OWN): encode(Node(zone="b"))})
+    assert members(agent, 500) == {"10.0.0.1"}
+    agent.change({KEYS.node(OWN): encode(Node())})
+    assert members(agent, 500) == {"10.0.0.0", "10.0.0.1"}
+
+
+def test_an_address_of_two_services_goes_to_the_one_that_is_left(agent: Agent) -> None:
+    other = Service(cluster_ips=(pack_address("10.96.0.2"),), external_ips=(pack_address(EXTERNAL),), ports=(
+        ServicePort(id=700, name="http", port=80),
+    ))  # fmt: skip
+    agent.change(stored(service(PORT, external=EXTERNAL)))
+    agent.change({KEYS.service("default", "other"): encode(other)})
+    assert agent.rows("frontends")[EXTERNAL, 80, 6] == 700
+    agent.remove(KEYS.service("default", "other"))
+    assert agent.rows("frontends")[EXTERNAL, 80, 6] == 500
+    assert agent.flags("frontends", (EXTERNAL, 0, 0)) == FRONTEND_OPEN
+
+
+def test_a_restart_writes_nothing(agent: Agent) -> None:
+    values = {
+        **stored(service(NODE_PORT, lb=LB, external_local=True)),
+        **backends(("10.0.0.1", OWN), ("10.0.0.2", "n9")),
+    }
+    agent.view.set_host({}, frozenset(NODE_IPS))
+    agent.change(values)
+    again = agent.restarted()
+    again.view.set_host({}, frozenset(NODE_IPS))
+    assert again.snapshot(values) == []
