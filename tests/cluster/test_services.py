@@ -1,0 +1,174 @@
+"""Kinds of frontends and traffic policies, by real connections: from a pod's cgroup (its sockets are translated) and
+from outside of any (its packets are)."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+from tests.cluster.conftest import Cluster, equal
+
+from node_agent.loader import read_manifest
+from node_agent.maps import Maps
+from tidegate.records.addresses import unpack_address
+
+pytestmark = [pytest.mark.root, pytest.mark.cluster, pytest.mark.timeout(300)]
+
+# Connects COUNT times and prints, as JSON, which pods answered, or how it was refused.
+CLIENT = """
+import json, socket, sys
+address, port, kind, count = sys.argv[1], int(sys.argv[2]), sys.argv[3], int(sys.argv[4])
+answers = set()
+for _ in range(count):
+    s = socket.socket(socket.AF_INET, socket.SOCK_STREAM if kind == "TCP" else socket.SOCK_DGRAM)
+    s.settimeout(1.5)
+    try:
+        s.connect((address, port))
+        if kind == "UDP":
+            s.send(b"x")
+        answers.add(s.recv(200).decode().split()[0])
+        assert s.getpeername() == (address, port), s.getpeername()
+    except OSError as error:
+        answers.add(type(error).__name__)
+    s.close()
+print(json.dumps(sorted(answers)))
+"""
+
+CACHE = {"shop/cache-1", "shop/cache-2", "shop/cache-3"}
+PORTS = "ports: [{name: keys, port: 6379}, {name: fast, port: 11211, protocol: UDP}]"
+MANIFEST = f"""
+apiVersion: v1
+kind: Service
+metadata: {{name: t-node, namespace: shop}}
+spec:
+  type: NodePort
+  selector: {{app: cache}}
+  ports: [{{name: keys, port: 6379, nodePort: 30379}}, {{name: fast, port: 11211, nodePort: 30379, protocol: UDP}}]
+---
+apiVersion: v1
+kind: Service
+metadata: {{name: t-balancer, namespace: shop}}
+spec: {{type: LoadBalancer, externalTrafficPolicy: Local, selector: {{app: cache}}, {PORTS}}}
+---
+apiVersion: v1
+kind: Service
+metadata: {{name: t-external, namespace: shop}}
+spec: {{externalIPs: [198.51.100.77], selector: {{app: cache}}, {PORTS}}}
+---
+apiVersion: v1
+kind: Service
+metadata: {{name: t-local, namespace: shop}}
+spec: {{clusterIP: 10.96.7.1, internalTrafficPolicy: Local, selector: {{app: cache}}, {PORTS}}}
+---
+apiVersion: v1
+kind: Service
+metadata: {{name: t-elsewhere, namespace: shop}}
+spec: {{clusterIP: 10.96.7.2, internalTrafficPolicy: Local, selector: {{app: cart}}, ports: [{{port: 7070}}]}}
+---
+apiVersion: v1
+kind: Service
+metadata: {{name: t-nobody, namespace: shop}}
+spec: {{clusterIP: 10.96.7.3, internalTrafficPolicy: Local, selector: {{app: nobody}}, ports: [{{port: 7070}}]}}
+---
+apiVersion: v1
+kind: Service
+metadata: {{name: t-other-proxy, namespace: shop, labels: {{service.kubernetes.io/service-proxy-name: other}}}}
+spec: {{clusterIP: 10.96.7.4, selector: {{app: cache}}, {PORTS}}}
+"""
+STATUS = json.dumps(
+    {"status": {"loadBalancer": {"ingress": [{"ip": "203.0.113.1"}, {"ip": "203.0.113.2", "ipMode": "Proxy"}]}}}
+)
+REFUSED, SILENCE = {"ConnectionRefusedError"}, {"TimeoutError"}
+
+
+@dataclass(frozen=True)
+class Row:
+    client: str  # a pod
+    address: str  # NODE stands for the client's own node
+    port: int
+    answers: set[str]
+    kind: str = "TCP"
+
+
+# web-1 is on node-1, with cart-1 and cache-3; web-3 is on node-3, where no cart is.
+ROWS = {
+    "node port": Row("web-1", "NODE", 30379, CACHE),
+    "node port, UDP": Row("web-1", "NODE", 30379, CACHE, "UDP"),
+    "another port of the node": Row("web-1", "NODE", 30380, REFUSED),
+    "load balancer of the policy Local, from inside": Row("web-1", "203.0.113.1", 6379, CACHE),
+    "another port of a load balancer": Row("web-1", "203.0.113.1", 80, REFUSED),
+    "another port of a load balancer, UDP": Row("web-1", "203.0.113.1", 80, REFUSED, "UDP"),
+    "external IP": Row("web-1", "198.51.100.77", 6379, CACHE),
+    "external IP, UDP": Row("web-1", "198.51.100.77", 11211, CACHE, "UDP"),
+    "internal policy Local": Row("web-1", "10.96.7.1", 6379, {"LOCAL"}),
+    "internal policy Local, on another node": Row("web-3", "10.96.7.1", 11211, {"LOCAL"}, "UDP"),
+    "internal policy Local, backends elsewhere": Row("web-3", "10.96.7.2", 7070, SILENCE),
+    "internal policy Local, backend here": Row("web-1", "10.96.7.2", 7070, {"shop/cart-1"}),
+    "internal policy Local, no backends at all": Row("web-3", "10.96.7.3", 7070, REFUSED),
+    "another port of a ClusterIP": Row("web-1", "10.96.7.1", 81, REFUSED),
+    "another port of a ClusterIP, UDP": Row("web-1", "10.96.7.1", 81, REFUSED, "UDP"),
+}
+
+
+@pytest.fixture(scope="module")
+def services(cluster: Cluster) -> Iterator[Cluster]:
+    cluster.kubectl("apply", "-f", "-", text=MANIFEST)
+    cluster.kubectl("patch", "svc", "-n", "shop", "t-balancer", "--subresource=status", "--type=merge", "-p", STATUS)
+    cluster.settle()
+    yield cluster
+    cluster.kubectl("delete", "-f", "-", text=MANIFEST)
+    cluster.settle()
+
+
+def node_of(cluster: Cluster, pod: str) -> str:
+    return cluster.kubectl("get", "pod", "-n", "shop", pod, "-o", "jsonpath={.spec.nodeName}")
+
+
+def node_address(cluster: Cluster, node: str) -> str:
+    path = "jsonpath={.status.addresses[?(@.type=='InternalIP')].address}"
+    return cluster.kubectl("get", "node", node, "-o", path)
+
+
+def local_cache(cluster: Cluster, node: str) -> set[str]:
+    pods = cluster.objects("get", "pods", "-n", "shop", "-l", "app=cache")
+    return {f"shop/{pod['metadata']['name']}" for pod in pods if pod["spec"]["nodeName"] == node}
+
+
+@pytest.mark.parametrize("hooked", [True, False], ids=["sockets", "packets"])
+@pytest.mark.parametrize("row", ROWS.values(), ids=ROWS.keys())
+def test_frontends(services: Cluster, row: Row, hooked: bool) -> None:
+    node = node_of(services, row.client)
+    address = node_address(services, node) if row.address == "NODE" else row.address
+    answers = local_cache(services, node) if row.answers == {"LOCAL"} else row.answers
+    count = "1" if answers == SILENCE else "40"
+    program = [sys.executable, "-S", "-E", "-c", CLIENT, address, str(row.port), row.kind, count]
+    if hooked:
+        command = services.command_in(f"shop/{row.client}", *program)
+    else:
+        command = ["ip", "netns", "exec", services.layout.pod_namespace("shop", row.client), *program]
+
+    def seen() -> set[str]:
+        return set(json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
+
+    equal("who answers", seen, answers)
+
+
+def programmed(cluster: Cluster, node: str) -> set[str]:
+    """The addresses of all frontends in the node's kernel."""
+    manifest = read_manifest(cluster.layout.run / node)
+    assert manifest is not None
+    maps = Maps({"frontends": manifest.maps["frontends"]})
+    try:
+        return {unpack_address(key[:16]) for key in maps["frontends"].items()}
+    finally:
+        maps.close()
+
+
+def test_what_is_not_ours_is_left_alone(services: Cluster) -> None:
+    """A Service of another proxy, and a load balancer's address that all clients must go through (ipMode Proxy)."""
+    for node in services.nodes():
+        found = programmed(services, node)
+        assert {"10.96.7.1", "203.0.113.1", "198.51.100.77", node_address(services, node)} <= found
+        assert not {"10.96.7.4", "203.0.113.2", "127.0.0.1"} & found
