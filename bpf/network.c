@@ -1,21 +1,82 @@
 /* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
-/* Entry point at the ingress of the node's own devices. What is not for a pod of this node passes untouched. */
+/* Entry point at the ingress of the node's own devices: packets for pods of this node, and for Services from outside.
+ * What is for neither passes untouched. */
 
-static int handle_from_network(struct __sk_buff *skb, struct flow *flow, struct endpoint *destination)
+static int deliver_tracked(struct __sk_buff *skb, struct flow *flow, u32 ifindex)
 {
-	/* The addresses of our own pods and of the node itself do not come from outside. */
+	return track(skb, flow) ? deliver_to_pod(skb, flow, ifindex) : NO_ACTION;
+}
+
+/* The addresses of our own pods and of the node itself do not come from outside. */
+static bool check_foreign(struct flow *flow)
+{
 	struct endpoint *source = endpoints.lookup(&flow->source);
-	if (source && (source->ifindex || source->flags & EP_OWN_NODE))
-		return stop(flow, REASON_SPOOFED);
-	if (!parse_transport(skb, flow))
+	return !(source && (source->ifindex || source->flags & EP_OWN_NODE)) || refuse(flow, REASON_SPOOFED);
+}
+
+static int handle_to_pod_from_network(struct __sk_buff *skb, struct flow *flow, u32 ifindex)
+{
+	if (!check_foreign(flow) || !parse_transport(skb, flow))
 		return NO_ACTION;
-	if (flow->kind == KIND_ICMP_ERROR) {
-		if (!read_quoted(skb, flow) || !relate(skb, flow))
-			return NO_ACTION;
-	} else if (!track(skb, flow)) {
+	if (flow->kind != KIND_ICMP_ERROR)
+		return deliver_tracked(skb, flow, ifindex);
+	if (!read_quoted(skb, flow) || !relate(skb, flow))
 		return NO_ACTION;
+	return deliver_to_pod(skb, flow, ifindex);
+}
+
+/* Out of the node again. The stack must not see such a packet: it bears an address of the node as its source. */
+static int forward_translated(struct __sk_buff *skb, struct flow *flow)
+{
+	if (flow->ttl <= 1)
+		return stop(flow, REASON_TTL);
+	long found = find_route(skb, flow, flow->length);
+	if (found == BPF_FIB_LKUP_RET_FRAG_NEEDED)
+		return stop(flow, REASON_TOO_BIG);
+	if (found != BPF_FIB_LKUP_RET_SUCCESS && found != BPF_FIB_LKUP_RET_NO_NEIGH)
+		return stop(flow, REASON_NO_ROUTE);
+	if (!is_uplink(flow->route.ifindex))
+		return stop(flow, REASON_NOT_UPLINK);
+	return send_out(skb, flow);
+}
+
+static int deliver_to_backend(struct __sk_buff *skb, struct flow *flow)
+{
+	struct endpoint *backend = endpoints.lookup(&flow->destination);
+	if (backend && backend->ifindex)
+		return deliver_tracked(skb, flow, backend->ifindex);
+	u32 ifindex = skb->ifindex;
+	struct device *device = devices.lookup(&ifindex);
+	if (!device || !device->addr.w[3])
+		return stop(flow, REASON_NO_NODE_ADDRESS);
+	struct addr node = device->addr;
+	return masquerade(skb, flow, &node) ? forward_translated(skb, flow) : NO_ACTION;
+}
+
+/* Clients in the cluster are those with an address of a pod or a node. */
+static u32 selection_for(struct flow *flow, struct frontend *frontend)
+{
+	return endpoints.lookup(&flow->source) ? frontend->service : frontend->outside;
+}
+
+/* A packet for an address of this node (`own`), or for one that is nobody's in the cluster. */
+static int handle_to_service(struct __sk_buff *skb, struct flow *flow, bool own)
+{
+	/* What we cannot read, or is no Service's, is the stack's business. */
+	if (!parse_transport(skb, flow) || flow->kind != KIND_PORTS)
+		return TC_ACT_UNSPEC;
+	struct masqueraded *entry = own ? find_masqueraded(flow) : NULL;
+	if (entry)
+		return unmasquerade(skb, flow, entry) ? forward_translated(skb, flow) : NO_ACTION;
+	struct frontend *frontend =
+		find_frontend(&flow->frontend, &flow->destination, flow->destination_port, flow->protocol);
+	if (!frontend) {
+		bool closed = !own && is_closed_address(&flow->frontend, &flow->destination);
+		return closed ? stop(flow, REASON_NO_SERVICE_PORT) : TC_ACT_UNSPEC;
 	}
-	return deliver_to_pod(skb, flow, destination->ifindex);
+	if (!check_foreign(flow) || !send_to_backend(skb, flow, selection_for(flow, frontend)))
+		return NO_ACTION;
+	return deliver_to_backend(skb, flow);
 }
 
 int from_network(struct __sk_buff *skb)
@@ -28,7 +89,14 @@ int from_network(struct __sk_buff *skb)
 	if (!parse_ip(skb, flow))
 		return TC_ACT_UNSPEC;
 	struct endpoint *destination = endpoints.lookup(&flow->destination);
-	if (!destination || !destination->ifindex)
+	if (destination && destination->ifindex)
+		return finish(skb, flow, handle_to_pod_from_network(skb, flow, destination->ifindex));
+	if (destination && !(destination->flags & EP_OWN_NODE))
 		return TC_ACT_UNSPEC;
-	return finish(skb, flow, handle_from_network(skb, flow, destination));
+	int action = handle_to_service(skb, flow, destination != NULL);
+	if (action == TC_ACT_UNSPEC)
+		return TC_ACT_UNSPEC;
+	if (action == NO_ACTION && is_answerable(flow))
+		return answer(skb, flow, false);
+	return finish(skb, flow, action);
 }

@@ -22,6 +22,7 @@
 #include "include/conntrack.h"
 #include "include/nat.h"
 #include "include/lb.h"
+#include "include/masquerade.h"
 #include "include/icmp.h"
 #include "include/deliver.h"
 #include "include/answer.h"
@@ -93,7 +94,7 @@ int from_pod(struct __sk_buff *skb)
 		return TC_ACT_SHOT;
 	int action = handle_from_pod(skb, flow);
 	if (action == NO_ACTION && is_answerable(flow))
-		return answer(skb, flow);
+		return answer(skb, flow, true);
 	return finish(skb, flow, action);
 }
 

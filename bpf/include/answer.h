@@ -1,5 +1,5 @@
 /* Telling a client of a Service at once that nobody answers there: TCP by RST, the others by ICMP port unreachable, as
- * kube-proxy's REJECT does. The packet itself becomes the answer and goes back into the pod. */
+ * kube-proxy's REJECT does. The packet itself becomes the answer and goes back to where it came from. */
 #pragma once
 
 #define ETH_AT 0
@@ -117,12 +117,12 @@ static bool become_unreachable(struct __sk_buff *skb, struct flow *flow)
 }
 
 /* The end of a packet that a Service refuses. */
-static int answer(struct __sk_buff *skb, struct flow *flow)
+static int answer(struct __sk_buff *skb, struct flow *flow, bool to_pod)
 {
 	count(flow->reason, skb->len);
 	tell_drop(skb, flow, flow->reason);
 	bool made = flow->protocol == IPPROTO_TCP ? become_reset(skb, flow) : become_unreachable(skb, flow);
 	if (!made || !swap_macs(skb, flow))
 		return TC_ACT_SHOT;
-	return bpf_redirect_peer(skb->ifindex, 0);
+	return to_pod ? bpf_redirect_peer(skb->ifindex, 0) : bpf_redirect(skb->ifindex, 0);
 }

@@ -66,6 +66,17 @@ static long find_route(struct __sk_buff *skb, struct flow *flow, u32 length)
 	return bpf_fib_lookup(skb, route, sizeof(*route), 0);
 }
 
+/* To the next hop of flow->route. */
+static int send_out(struct __sk_buff *skb, struct flow *flow)
+{
+	struct bpf_fib_lookup *route = &flow->route;
+	if (!lower_ttl(skb, flow) || !untranslate(skb, flow))
+		return NO_ACTION;
+	flow->nexthop.nh_family = route->family;
+	__builtin_memcpy(flow->nexthop.ipv6_nh, route->ipv6_dst, sizeof(route->ipv6_dst));
+	return redirect_neigh(route->ifindex, &flow->nexthop, sizeof(flow->nexthop), 0);
+}
+
 /* Out of the node. Neighbours are left to the kernel in every case: who only copies addresses out of its table keeps
  * an old one for ever. */
 static int deliver_to_network(struct __sk_buff *skb, struct flow *flow)
@@ -83,11 +94,5 @@ static int deliver_to_network(struct __sk_buff *skb, struct flow *flow)
 	/* Local, unreachable, prohibited, forwarding off: the stack accepts or answers, and forwards nothing. */
 	if (found != BPF_FIB_LKUP_RET_SUCCESS && found != BPF_FIB_LKUP_RET_NO_NEIGH)
 		return TC_ACT_UNSPEC;
-	if (!is_uplink(route->ifindex))
-		return stop(flow, REASON_NOT_UPLINK);
-	if (!lower_ttl(skb, flow))
-		return NO_ACTION;
-	flow->nexthop.nh_family = route->family;
-	__builtin_memcpy(flow->nexthop.ipv6_nh, route->ipv6_dst, sizeof(route->ipv6_dst));
-	return redirect_neigh(route->ifindex, &flow->nexthop, sizeof(flow->nexthop), 0);
+	return is_uplink(route->ifindex) ? send_out(skb, flow) : stop(flow, REASON_NOT_UPLINK);
 }

@@ -98,6 +98,9 @@ struct flow {
 	struct bpf_fib_lookup route;
 	struct bpf_redir_neigh nexthop;
 	u8 header[16];
+	struct masquerade_key masquerade_key;
+	struct masqueraded_key masqueraded_key;
+	struct masqueraded masqueraded;
 	struct answer answer;
 };
 

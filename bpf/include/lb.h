@@ -117,16 +117,9 @@ static bool is_current(struct flow *flow, struct translation *known, u32 service
 	return is_backend(&flow->backend, service, known->slot, &known->backend, known->backend_port);
 }
 
-/* A packet of a pod to an address that is no pod's: if it is for a Service, sends it to a backend. */
-static bool translate(struct __sk_buff *skb, struct flow *flow)
+/* A packet to a Service: sends it to the backend that its predecessors went to, or to one of the selection. */
+static bool send_to_backend(struct __sk_buff *skb, struct flow *flow, u32 service)
 {
-	struct frontend *frontend = NULL;
-	if (flow->kind == KIND_PORTS)
-		frontend = find_frontend(&flow->frontend, &flow->destination, flow->destination_port, flow->protocol);
-	if (!frontend)
-		return !is_closed_address(&flow->frontend, &flow->destination) ||
-		       refuse(flow, REASON_NO_SERVICE_PORT);
-	u32 service = frontend->service;
 	struct translation_key *key = &flow->translation_key;
 	key->client = flow->source;
 	key->vip = flow->destination;
@@ -152,4 +145,16 @@ static bool translate(struct __sk_buff *skb, struct flow *flow)
 	flow->vip_port = flow->destination_port;
 	flow->service = flow->translation.service;
 	return set_destination(skb, flow, &flow->translation.backend, flow->translation.backend_port);
+}
+
+/* A packet of a pod to an address that is no pod's: if it is for a Service, sends it to a backend. */
+static bool translate(struct __sk_buff *skb, struct flow *flow)
+{
+	struct frontend *frontend = NULL;
+	if (flow->kind == KIND_PORTS)
+		frontend = find_frontend(&flow->frontend, &flow->destination, flow->destination_port, flow->protocol);
+	if (!frontend)
+		return !is_closed_address(&flow->frontend, &flow->destination) ||
+		       refuse(flow, REASON_NO_SERVICE_PORT);
+	return send_to_backend(skb, flow, frontend->service);
 }

@@ -40,6 +40,12 @@
 #ifndef SIZE_translations
 #define SIZE_translations 65536
 #endif
+#ifndef SIZE_masquerades
+#define SIZE_masquerades 65536
+#endif
+#ifndef SIZE_masqueraded
+#define SIZE_masqueraded 65536
+#endif
 #ifndef SIZE_socket_peers
 #define SIZE_socket_peers 65536
 #endif
@@ -54,7 +60,7 @@
 #define SIZE_events_verdicts 256
 #endif
 
-#define OWNED_BY_PROGRAMS connections connections_new translations socket_peers fragments \
+#define OWNED_BY_PROGRAMS connections connections_new translations masquerades masqueraded socket_peers fragments \
 	counters events_drops events_verdicts events_lost
 
 /* Hash maps of the agent take memory as they fill, not beforehand. */
@@ -91,6 +97,8 @@ MAP_HASH(members, struct member_key, u32);
 MAP_LRU(connections, struct tuple, struct connection);
 MAP_LRU(connections_new, struct tuple, struct connection);
 MAP_LRU(translations, struct translation_key, struct translation);
+MAP_LRU(masquerades, struct masquerade_key, __be16);
+MAP_LRU(masqueraded, struct masqueraded_key, struct masqueraded);
 MAP_LRU(socket_peers, struct socket_peer_key, struct socket_peer);
 MAP_LRU(fragments, struct fragment_key, struct fragment_ports);
 

@@ -21,7 +21,11 @@
 	REASON(15, ICMP_UNRELATED, "an ICMP error about no known connection") \
 	REASON(16, HAIRPIN, "the only backend of the Service is the sender itself, and no socket hook translated it") \
 	REASON(17, NOT_UPLINK, "the route leads neither to a known pod nor through a device known as uplink") \
-	REASON(18, NO_LOCAL_BACKEND, "the Service has no backend on this node, and its traffic policy is Local")
+	REASON(18, NO_LOCAL_BACKEND, "the Service has no backend on this node, and its traffic policy is Local") \
+	REASON(19, NO_SOURCE_PORT, "no port left for one more connection from outside to this backend") \
+	REASON(20, TTL, "a packet from outside to a backend on another node has come to the end of its life") \
+	REASON(21, TOO_BIG, "a packet from outside does not fit on the way to its backend") \
+	REASON(22, NO_NODE_ADDRESS, "the address under which packets leave this device is not known")
 
 #define REASON_ENUM(number, name, text) REASON_##name = number,
 enum reason { REASONS(REASON_ENUM) REASON_COUNT };

@@ -30,6 +30,7 @@ struct endpoint {
  * whatever else a route leads to may be a pod that we do not know yet. */
 struct device {
 	__u32 flags; /* DEVICE_* */
+	struct addr addr; /* the node's address that connections from outside get when they leave through it again */
 };
 
 #define DEVICE_UPLINK 0x1
@@ -175,6 +176,35 @@ struct translation {
 	__u32 service;
 	__u32 slot; /* where the backend stood when it was chosen: is it still there, it is still a backend */
 	__u32 pad2;
+	__u64 expires; /* ktime seconds */
+};
+
+/* masquerades: a connection from outside to a backend on another node -> the port under which it leaves this node. */
+struct masquerade_key {
+	struct addr client;
+	struct addr backend;
+	__be16 client_port;
+	__be16 backend_port;
+	__u8 protocol;
+	__u8 pad[3];
+};
+
+/* masqueraded: the same from the other side: what the backend sees -> whose connection it is, and what was addressed. */
+struct masqueraded_key {
+	struct addr backend;
+	struct addr node;
+	__be16 backend_port;
+	__be16 node_port;
+	__u8 protocol;
+	__u8 pad[3];
+};
+
+struct masqueraded {
+	struct addr client;
+	struct addr vip;
+	__be16 client_port;
+	__be16 vip_port;
+	__u32 flags;   /* CONN_REPLIED, CONN_FIN_*, CONN_RST */
 	__u64 expires; /* ktime seconds */
 };
 

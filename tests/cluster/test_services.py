@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import pytest
@@ -153,6 +154,85 @@ def test_frontends(services: Cluster, row: Row, hooked: bool) -> None:
         return set(json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
 
     equal("who answers", seen, answers)
+
+
+def from_outside(cluster: Cluster, address: str, port: int, kind: str, count: int = 40) -> set[str]:
+    """What clients outside the cluster get: pods, or refusals."""
+    program = [sys.executable, "-S", "-E", "-c", CLIENT, address, str(port), kind, str(count)]
+    command = ["ip", "netns", "exec", cluster.layout.external, *program]
+    return set(json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
+
+
+@contextmanager
+def routed(cluster: Cluster, address: str, node: str) -> Iterator[None]:
+    """The outside world reaches the address through the node, as a router or a load balancer would lead it there."""
+    via = node_address(cluster, node)
+    external = ["ip", "-n", cluster.layout.external, "route"]
+    subprocess.run([*external, "replace", address, "via", via], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run([*external, "del", address], check=True)
+
+
+@pytest.mark.parametrize("kind", ["TCP", "UDP"])
+@pytest.mark.parametrize("node", ["node-1", "node-2", "node-3"])
+def test_node_ports_from_outside(services: Cluster, node: str, kind: str) -> None:
+    """Backends on every node, whichever is asked."""
+    address = node_address(services, node)
+    equal("who answers", lambda: from_outside(services, address, 30379, kind), CACHE)
+
+
+@dataclass(frozen=True)
+class Outside:
+    address: str
+    port: int
+    node: str  # the way in
+    answers: set[str]
+    kind: str = "TCP"
+
+
+OUTSIDE = {
+    "load balancer of the policy Local": Outside("203.0.113.1", 6379, "node-1", {"LOCAL"}),
+    "load balancer of the policy Local, UDP": Outside("203.0.113.1", 11211, "node-2", {"LOCAL"}, "UDP"),
+    "another port of a load balancer": Outside("203.0.113.1", 81, "node-1", REFUSED),
+    "another port of a load balancer, UDP": Outside("203.0.113.1", 81, "node-1", REFUSED, "UDP"),
+    "external IP": Outside("198.51.100.77", 6379, "node-2", CACHE),
+    "external IP, UDP": Outside("198.51.100.77", 11211, "node-2", CACHE, "UDP"),
+    "ClusterIP of the policy Local": Outside("10.96.7.1", 6379, "node-3", {"LOCAL"}),
+    "ClusterIP of the policy Local, backends elsewhere": Outside("10.96.7.2", 7070, "node-3", SILENCE),
+    "ClusterIP without backends": Outside("10.96.7.3", 7070, "node-3", REFUSED),
+}
+
+
+@pytest.mark.parametrize("row", OUTSIDE.values(), ids=OUTSIDE.keys())
+def test_from_outside(services: Cluster, row: Outside) -> None:
+    answers = local_cache(services, row.node) if row.answers == {"LOCAL"} else row.answers
+    count = 1 if answers == SILENCE else 40
+    with routed(services, row.address, row.node):
+        equal("who answers", lambda: from_outside(services, row.address, row.port, row.kind, count), answers)
+
+
+def test_a_backend_on_the_way_in_sees_the_client_and_others_see_the_node(services: Cluster) -> None:
+    address = node_address(services, "node-1")
+    code = (
+        "import socket\n"
+        f"for _ in range(60):\n s = socket.create_connection(('{address}', 30379), 5)\n"
+        " print(*s.recv(200).decode().split()[1:3])\n s.close()"
+    )
+    command = ["ip", "netns", "exec", services.layout.external, sys.executable, "-S", "-E", "-c", code]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    outside = "172.30.0.250"
+    assert {tuple(line.split()) for line in lines} == {("node-1", outside), ("node-2", address), ("node-3", address)}
+
+
+def test_a_pod_asks_the_port_of_another_node(services: Cluster) -> None:
+    """Its own node does not choose for the other: the packet arrives there from a pod."""
+    for node in ("node-2", "node-3"):
+        program = [sys.executable, "-S", "-E", "-c", CLIENT, node_address(services, node), "30379", "TCP", "40"]
+        command = services.command_in("shop/web-1", *program)
+        seen = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        assert set(json.loads(seen)) == CACHE
 
 
 def programmed(cluster: Cluster, node: str) -> set[str]:

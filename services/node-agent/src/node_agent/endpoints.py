@@ -6,6 +6,7 @@ from node_agent.entries import Entries
 from node_agent.policy import PolicyView
 from node_agent.table import Tables
 from tidegate.records import Endpoint, Node
+from tidegate.records.addresses import is_ipv4
 
 Key = tuple[str, str]
 
@@ -115,6 +116,11 @@ class EndpointView:
     @property
     def nodes(self) -> Mapping[str, Node]:
         return self._nodes
+
+    @property
+    def own_address(self) -> bytes:
+        """This node's first IPv4 address, as the API knows it; zeroes where it knows none."""
+        return next(filter(is_ipv4, self._own_reported()), bytes(16))
 
     def set_host(self, devices: Mapping[bytes, int], addresses: frozenset[bytes]) -> None:
         """The node's host routes (address → ifindex of a pod's device) and own addresses."""
