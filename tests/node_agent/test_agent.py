@@ -128,7 +128,8 @@ def test_from_a_snapshot_to_maps(run: Run) -> None:
             assert maps["endpoints"].get({"addr": "10.202.2.2"}) == {"identity": DB, "ifindex": 0, "flags": 1}
             assert maps["endpoints"].get({"addr": Network.NODE}) == {"identity": 1, "ifindex": 0, "flags": 2}
             assert maps["endpoints"].get({"addr": "172.31.2.12"}) == {"identity": 2, "ifindex": 0, "flags": 4}
-            assert maps["devices"].items() == [({"value": world.network.node.ifindex("eth0")}, {"flags": 1, "addr": "::"})]
+            uplink = {"value": world.network.node.ifindex("eth0")}
+            assert maps["devices"].items() == [(uplink, {"flags": 1, "addr": "::"})]
             assert maps["members"].get({"set": 300, "member": DB}) is not None
             assert maps["services"].get({"value": 5080}) is not None
             assert set(agent.attachments.devices.values()) == {"eth0", "vethpod"}
