@@ -196,7 +196,7 @@ def attached(node: Node, loaded: Loaded, how: str) -> Iterator[None]:
 def set_endpoints(cluster: Cluster, node: Node, identities: dict[str, int]) -> None:
     """endpoints, devices and open subjects of a node, as the agent would write them."""
     maps = node.programs.maps
-    maps["devices"].set({"value": node.uplink}, {"flags": 1})
+    maps["devices"].set({"value": node.uplink}, {"flags": 1, "addr": node.address})
     for other in cluster.nodes:
         own = other is node
         maps["endpoints"].set({"addr": other.address}, {"identity": 1 if own else 2, "flags": 2 if own else 4})

@@ -1,0 +1,229 @@
+"""Clients outside the cluster, by way of a node's own addresses: backends on that node, and on another one."""
+
+import socket
+import time
+
+import pytest
+from tests.bpf.topology import OUTSIDE, Cluster, Node, Pod
+from tests.bpf.traffic import (
+    TCP,
+    UDP,
+    Server,
+    client,
+    exchange_tcp,
+    exchange_udp,
+    isolate,
+    no_drops,
+    pod,
+    send_all,
+    wait_for,
+)
+
+pytestmark = pytest.mark.root
+
+PORT, SERVICE = 30080, 9000
+FIRST, LAST = 1024, 29999  # ports under which connections leave a node again
+
+
+def outside(world: Cluster) -> Pod:
+    """The outside world, as something that can be a client."""
+    return Pod("outside", OUTSIDE, world.outside, world.nodes[0], "", 0)
+
+
+def publish(node: Node, *backends: Pod, protocol: int = TCP, port: int = 8080) -> None:
+    """NodePort PORT of the node leads to these."""
+    maps = node.programs.maps
+    number = SERVICE + protocol
+    key = {"addr": node.address, "port": PORT, "protocol": protocol}
+    maps["frontends"].set(key, {"service": number, "outside": number})
+    for slot, backend in enumerate(backends):
+        maps["backends"].set({"service": number, "slot": slot}, {"addr": backend.address, "port": port})
+    maps["services"].set({"value": number}, {"count": len(backends)})
+
+
+def test_a_backend_on_the_node_sees_the_client(world: Cluster) -> None:
+    node, backend = world.nodes[0], pod(world, "a")
+    publish(node, backend)
+    assert exchange_tcp(outside(world), backend, node.address, PORT, server_port=8080)[0] == OUTSIDE
+    publish(node, backend, protocol=UDP)
+    exchange_udp(outside(world), backend, node.address, PORT, size=1000, server_port=8080)
+    no_drops(world)
+
+
+def test_a_backend_elsewhere_sees_the_node(world: Cluster) -> None:
+    node, backend = world.nodes[0], pod(world, "c")
+    publish(node, backend)
+    address, port = exchange_tcp(outside(world), backend, node.address, PORT, server_port=8080)
+    assert address == node.address
+    assert FIRST <= port <= LAST
+    no_drops(world)
+
+
+@pytest.mark.parametrize("size", [4, 1400])
+def test_datagrams_to_a_backend_elsewhere(world: Cluster, size: int) -> None:
+    node, backend = world.nodes[0], pod(world, "c")
+    publish(node, backend, protocol=UDP)
+    with Server(backend, 8080, socket.SOCK_DGRAM) as server, client(outside(world), socket.SOCK_DGRAM) as sender:
+        for _ in range(3):
+            sender.sendto(b"x" * size, (node.address, PORT))
+            data, peer = server.socket.recvfrom(65535)
+            assert (data, peer[0]) == (b"x" * size, node.address)
+            server.socket.sendto(b"y" * size, peer)
+            assert sender.recvfrom(65535) == (b"y" * size, (node.address, PORT))
+    assert len(node.programs.maps["masqueraded"].items()) == 1, "one socket, one port"
+    no_drops(world)
+
+
+@pytest.mark.parametrize("target", ["a", "c"])
+def test_bulk_keeps_checksums_right(world: Cluster, target: str) -> None:
+    """With the checksums left open by the sender, and summed up by it."""
+    node, backend = world.nodes[0], pod(world, target)
+    publish(node, backend)
+    data = bytes(index % 251 for index in range(100_000))
+    for namespaces in ([], [world.outside, backend.namespace]):
+        for namespace in namespaces:
+            namespace.run("ethtool", "-K", "eth0", "tx", "off")
+        with Server(backend, 8080) as server, client(outside(world)) as connection:
+            connection.connect((node.address, PORT))
+            with server.accept() as accepted:
+                send_all(connection, accepted, data)
+                send_all(accepted, connection, data)
+        for namespace in namespaces:
+            namespace.run("ethtool", "-K", "eth0", "tx", "on")
+
+
+def test_the_node_keeps_its_own_ports(world: Cluster) -> None:
+    node = world.nodes[0]
+    publish(node, pod(world, "c"))
+    own = Pod("node", node.address, node.namespace, node, "", 0)
+    assert exchange_tcp(outside(world), own, node.address, 8443)[0] == OUTSIDE
+    with client(outside(world)) as connection, pytest.raises(ConnectionRefusedError):
+        connection.connect((node.address, PORT + 1))
+    no_drops(world)
+
+
+def test_what_the_node_itself_opens_is_not_taken_for_a_reply(world: Cluster) -> None:
+    """From a port below 30000, to the very backend that connections from outside go to."""
+    node, backend = world.nodes[0], pod(world, "c")
+    publish(node, backend)
+    with Server(backend, 8080) as server, client(outside(world)) as first:
+        first.connect((node.address, PORT))
+        with server.accept() as accepted:
+            taken = accepted.getpeername()[1]
+            own = node.namespace.socket(socket.AF_INET, socket.SOCK_STREAM)
+            own.settimeout(10)
+            own.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            own.bind((node.address, 2000 if taken != 2000 else 2001))
+            own.connect((backend.address, 8080))
+            with server.accept() as other, own:
+                other.sendall(b"to the node")
+                assert own.recv(100) == b"to the node"
+            accepted.sendall(b"to the client")
+            assert first.recv(100) == b"to the client"
+
+
+def test_a_refused_client_is_told(world: Cluster) -> None:
+    node = world.nodes[0]
+    publish(node)
+    publish(node, protocol=UDP)
+    with client(outside(world)) as connection, pytest.raises(ConnectionRefusedError):
+        connection.connect((node.address, PORT))
+    with client(outside(world), socket.SOCK_DGRAM) as sender:
+        sender.connect((node.address, PORT))
+        sender.send(b"x")
+        with pytest.raises(ConnectionRefusedError):
+            sender.recv(100)
+    assert node.programs.drops() == {"NO_BACKEND": 2}
+
+
+@pytest.mark.parametrize("target", ["a", "c"])
+def test_policy_of_the_backend(world: Cluster, target: str) -> None:
+    """It is judged where the backend is."""
+    backend = pod(world, target)
+    publish(world.nodes[0], backend)
+    isolate(backend.node, target, ingress=True)
+    entrance = Pod("entrance", world.nodes[0].address, world.outside, world.nodes[0], "", 0)
+    with Server(backend, 8080), client(outside(world)) as connection:
+        connection.setblocking(False)
+        connection.connect_ex((entrance.address, PORT))
+        wait_for("it is dropped", lambda: backend.node.programs.counter("POLICY_INGRESS") > 0)
+
+
+def test_a_packet_at_the_end_of_its_life_goes_no_further(world: Cluster) -> None:
+    node = world.nodes[0]
+    publish(node, pod(world, "c"))
+    with client(outside(world)) as connection:
+        connection.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, 1)
+        connection.setblocking(False)
+        connection.connect_ex((node.address, PORT))
+        wait_for("it is dropped", lambda: node.programs.counter("TTL") > 0)
+
+
+def test_no_port_is_left(tcx_world: Cluster) -> None:
+    """All of them are in use towards this backend; towards another one they are free."""
+    node, full, free = tcx_world.nodes[0], pod(tcx_world, "c"), pod(tcx_world, "d")
+    maps = node.programs.maps
+    entry = {"client": "192.0.2.1", "client_port": 1, "vip": node.address, "expires": int(time.monotonic()) + 3600}
+    for port in range(FIRST, LAST + 1):
+        key = {"backend": full.address, "node": node.address, "backend_port": 8080, "node_port": port, "protocol": TCP}
+        maps["masqueraded"].set(key, entry)
+    publish(node, full)
+    with Server(full, 8080), client(outside(tcx_world)) as connection:
+        connection.setblocking(False)
+        connection.connect_ex((node.address, PORT))
+        wait_for("it is counted", lambda: node.programs.counter("NO_SOURCE_PORT") > 0)
+    publish(node, free)
+    exchange_tcp(outside(tcx_world), free, node.address, PORT, server_port=8080)
+
+
+LIVES = [("reset", 10), ("closed", 30)]
+
+
+@pytest.mark.parametrize(("end", "lifetime"), LIVES)
+def test_ports_of_ended_connections_are_soon_free(tcx_world: Cluster, end: str, lifetime: int) -> None:
+    node, backend = tcx_world.nodes[0], pod(tcx_world, "c")
+    publish(node, backend)
+    with Server(backend, 8080) as server, client(outside(tcx_world)) as connection:
+        connection.connect((node.address, PORT))
+        with server.accept() as accepted:
+            accepted.sendall(b"hello")
+            connection.recv(100)
+            left = node.programs.maps["masqueraded"].items()[0][1]["expires"] - time.monotonic()
+            assert 86000 < left <= 86401
+            if end == "reset":
+                linger = b"\1\0\0\0\0\0\0\0"
+                accepted.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        if end == "closed":
+            assert connection.recv(100) == b""
+
+    def ends_soon() -> bool:
+        left = node.programs.maps["masqueraded"].items()[0][1]["expires"] - time.monotonic()
+        return bool(left <= lifetime + 1)
+
+    wait_for("its entry ends soon", ends_soon)
+
+
+def test_a_pod_comes_in_by_another_node(world: Cluster) -> None:
+    """From one node's pod to the other's port, with the backend on either of them."""
+    source, entrance = pod(world, "a"), world.nodes[1]
+    for target in ("b", "c"):
+        backend = pod(world, target)
+        publish(entrance, backend)
+        seen, _ = exchange_tcp(source, backend, entrance.address, PORT, server_port=8080)
+        assert seen == (source.address if target == "c" else entrance.address)
+    no_drops(world)
+
+
+def test_an_own_address_does_not_come_from_outside(world: Cluster) -> None:
+    node, backend = world.nodes[0], pod(world, "a")
+    publish(node, backend)
+    world.outside.run("ip", "addr", "add", f"{backend.address}/32", "dev", "lo")
+    try:
+        spoofer = world.outside.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        publish(node, backend, protocol=UDP)
+        with spoofer:
+            spoofer.bind((backend.address, 0))
+            spoofer.sendto(b"x", (node.address, PORT))
+            wait_for("it is dropped", lambda: node.programs.drops() == {"SPOOFED": 1})
+    finally:
+        world.outside.run("ip", "addr", "del", f"{backend.address}/32", "dev", "lo")
