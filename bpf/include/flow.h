@@ -91,6 +91,9 @@ struct flow {
 	struct member_key member;
 	struct frontend_key frontend;
 	struct backend_key backend;
+	struct slot_key slot_key;
+	struct affinity_key affinity_key;
+	struct affinity affinity;
 	struct translation_key translation_key;
 	struct translation translation;
 	struct fragment_key fragment_key;

@@ -16,6 +16,7 @@
  * kernel has the numbers and the real signatures). */
 static long (*redirect_neigh)(u32 ifindex, struct bpf_redir_neigh *nexthop, int length, u64 flags) = (void *)152;
 static u64 (*socket_cookie)(void *ctx) = (void *)46;
+static u64 (*netns_cookie)(void *ctx) = (void *)122;
 
 /* Loops stay loops: the verifier walks them, and the text stays small. */
 #define LOOP _Pragma("clang loop unroll(disable)")

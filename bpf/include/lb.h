@@ -71,6 +71,44 @@ static bool clashes(struct flow *flow, struct backend *backend, u64 now)
 	       !same_addr(&connection->vip, &flow->destination);
 }
 
+/* The backend that the client is to stay with, if it still is one. */
+static struct backend *affine_backend(struct affinity_key *key, struct slot_key *slot_key, struct backend_key *backend_key,
+				      u64 now)
+{
+	struct affinity *known = affinities.lookup(key);
+	if (!known || known->expires <= now)
+		return NULL;
+	slot_key->service = key->service;
+	slot_key->port = known->port;
+	slot_key->pad = 0;
+	slot_key->addr = known->backend;
+	u32 *slot = slots.lookup(slot_key);
+	return slot ? find_backend(backend_key, key->service, *slot) : NULL;
+}
+
+/* Fills flow->translation with the backend in flow->backend, unless it will not do. */
+static bool take_backend(struct flow *flow, struct backend *backend, u64 now)
+{
+	/* What comes back to its sender would be refused there as a packet from itself. */
+	if (same_addr(&backend->addr, &flow->source))
+		return refuse(flow, REASON_HAIRPIN);
+	if (clashes(flow, backend, now))
+		return refuse(flow, REASON_TRANSLATION_CLASH);
+	flow->translation.backend = backend->addr;
+	flow->translation.backend_port = backend->port;
+	flow->translation.service = flow->backend.service;
+	flow->translation.slot = flow->backend.slot;
+	return true;
+}
+
+static bool take_affine_backend(struct flow *flow, u32 service, u64 now)
+{
+	flow->affinity_key.client = flow->source;
+	flow->affinity_key.service = service;
+	struct backend *backend = affine_backend(&flow->affinity_key, &flow->slot_key, &flow->backend, now);
+	return backend && take_backend(flow, backend, now);
+}
+
 /* Fills flow->translation with a backend of the service. */
 static bool choose_backend(struct flow *flow, u32 service_id, u64 now)
 {
@@ -78,6 +116,8 @@ static bool choose_backend(struct flow *flow, u32 service_id, u64 now)
 	if (!service || !service->count)
 		return refuse(flow, refusal(service));
 	u32 count = service->count;
+	if (service->affinity_seconds && take_affine_backend(flow, service_id, now))
+		return true;
 	u32 start = bpf_get_prandom_u32();
 	flow->reason = REASON_NO_BACKEND;
 	LOOP for (int i = 0; i < ATTEMPTS; i++) {
@@ -88,22 +128,25 @@ static bool choose_backend(struct flow *flow, u32 service_id, u64 now)
 		struct backend *backend = find_backend(&flow->backend, service_id, (start + slot) % count);
 		if (!backend)
 			continue;
-		/* What comes back to its sender would be refused there as a packet from itself. */
-		if (same_addr(&backend->addr, &flow->source)) {
-			flow->reason = REASON_HAIRPIN;
-			continue;
-		}
-		if (clashes(flow, backend, now)) {
-			flow->reason = REASON_TRANSLATION_CLASH;
-			continue;
-		}
-		flow->translation.backend = backend->addr;
-		flow->translation.backend_port = backend->port;
-		flow->translation.service = service_id;
-		flow->translation.slot = flow->backend.slot;
-		return true;
+		if (take_backend(flow, backend, now))
+			return true;
 	}
 	return false;
+}
+
+/* The client stays with the backend that it has been given, for the time from now on. */
+static void renew_affinity(struct flow *flow, u32 service_id, u64 now)
+{
+	struct service *service = services.lookup(&service_id);
+	if (!service || !service->affinity_seconds)
+		return;
+	flow->affinity_key.client = flow->source;
+	flow->affinity_key.service = service_id;
+	struct affinity *fresh = &flow->affinity;
+	fresh->backend = flow->translation.backend;
+	fresh->port = flow->translation.backend_port;
+	fresh->expires = now + service->affinity_seconds;
+	affinities.update(&flow->affinity_key, fresh);
 }
 
 /* Whether the packet can go on with the backend that its predecessors went to. */
@@ -136,6 +179,7 @@ static bool send_to_backend(struct __sk_buff *skb, struct flow *flow, u32 servic
 	} else {
 		if (!choose_backend(flow, service, now))
 			return false;
+		renew_affinity(flow, service, now);
 		flow->translation.expires = expires;
 		if (translations.update(key, &flow->translation))
 			return refuse(flow, REASON_MAP_FULL);

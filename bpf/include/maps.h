@@ -22,6 +22,12 @@
 #ifndef SIZE_backends
 #define SIZE_backends 524288
 #endif
+#ifndef SIZE_slots
+#define SIZE_slots 65536
+#endif
+#ifndef SIZE_affinities
+#define SIZE_affinities 65536
+#endif
 #ifndef SIZE_subjects
 #define SIZE_subjects 16384
 #endif
@@ -60,7 +66,7 @@
 #define SIZE_events_verdicts 256
 #endif
 
-#define OWNED_BY_PROGRAMS connections connections_new translations masquerades masqueraded socket_peers fragments \
+#define OWNED_BY_PROGRAMS connections connections_new translations affinities masquerades masqueraded socket_peers fragments \
 	counters events_drops events_verdicts events_lost
 
 /* Hash maps of the agent take memory as they fill, not beforehand. */
@@ -90,6 +96,7 @@ MAP_HASH(devices, u32, struct device);
 MAP_HASH(frontends, struct frontend_key, struct frontend);
 MAP_HASH(services, u32, struct service);
 MAP_HASH(backends, struct backend_key, struct backend);
+MAP_HASH(slots, struct slot_key, u32);
 MAP_HASH(subjects, u32, struct subject);
 MAP_HASH(rules, struct rule_key, struct rule);
 MAP_HASH(members, struct member_key, u32);
@@ -97,6 +104,7 @@ MAP_HASH(members, struct member_key, u32);
 MAP_LRU(connections, struct tuple, struct connection);
 MAP_LRU(connections_new, struct tuple, struct connection);
 MAP_LRU(translations, struct translation_key, struct translation);
+MAP_LRU(affinities, struct affinity_key, struct affinity);
 MAP_LRU(masquerades, struct masquerade_key, __be16);
 MAP_LRU(masqueraded, struct masqueraded_key, struct masqueraded);
 MAP_LRU(socket_peers, struct socket_peer_key, struct socket_peer);

@@ -72,6 +72,38 @@ static int reject(struct peer *peer, u32 reason)
 	return REJECT;
 }
 
+static void set_client(struct bpf_sock_addr *ctx, struct affinity_key *key, u32 service)
+{
+	u64 cookie = netns_cookie(ctx);
+	key->client.w[0] = cookie >> 32;
+	key->client.w[1] = cookie;
+	key->client.w[2] = ~0U;
+	key->client.w[3] = ~0U;
+	key->service = service;
+	key->pad = 0;
+}
+
+/* A backend for a new connection: the one that the client stays with, or any. */
+static struct backend *choose(struct bpf_sock_addr *ctx, struct backend_key *key, u32 service_id, struct service *service)
+{
+	struct affinity_key affinity_key;
+	struct slot_key slot_key;
+	u32 lasting = service->affinity_seconds;
+	struct backend *backend = NULL;
+	if (lasting) {
+		set_client(ctx, &affinity_key, service_id);
+		backend = affine_backend(&affinity_key, &slot_key, key, seconds());
+	}
+	if (!backend)
+		backend = find_backend(key, service_id, bpf_get_prandom_u32() % service->count);
+	if (backend && lasting) {
+		struct affinity fresh = { .port = backend->port, .expires = seconds() + lasting };
+		fresh.backend = backend->addr;
+		affinities.update(&affinity_key, &fresh);
+	}
+	return backend;
+}
+
 /* Replaces a Service's address by a backend's. `sticky`: the socket stays with the backend that it has been given for
  * this address. Returns PASS or REJECT; *changed tells whether there is something to write back. */
 static int resolve(struct bpf_sock_addr *ctx, struct peer *peer, bool sticky, bool *changed)
@@ -107,8 +139,7 @@ static int resolve(struct bpf_sock_addr *ctx, struct peer *peer, bool sticky, bo
 		return PASS;
 	if (!service || !service->count)
 		return reject(peer, REASON_NO_BACKEND);
-	u32 slot = bpf_get_prandom_u32() % service->count;
-	struct backend *backend = find_backend(&backend_key, service_id, slot);
+	struct backend *backend = choose(ctx, &backend_key, service_id, service);
 	if (!backend)
 		return reject(peer, REASON_NO_BACKEND);
 	peer->addr = backend->addr;

@@ -85,6 +85,30 @@ struct backend {
 	__u32 flags;
 };
 
+/* slots: of Services with session affinity, a selection's backend -> the slot in which it stands. */
+struct slot_key {
+	__u32 service;
+	__be16 port;
+	__u16 pad;
+	struct addr addr;
+};
+
+/* affinities: client and selection -> the backend that it stays with. A client is an address; at the socket, where that
+ * is not known yet, it is a network namespace: its cookie, and all ones in the words that no address has so. */
+struct affinity_key {
+	struct addr client;
+	__u32 service;
+	__u32 pad;
+};
+
+struct affinity {
+	struct addr backend;
+	__be16 port;
+	__u16 pad;
+	__u32 pad2;
+	__u64 expires; /* ktime seconds; set anew by each connection */
+};
+
 /* ---- policy -------------------------------------------------------------------------------------------------- */
 
 /* subjects: identity -> its rules; only identities with pods on this node. One write of this entry replaces a policy. */

@@ -75,6 +75,16 @@ spec: {{clusterIP: 10.96.7.3, internalTrafficPolicy: Local, selector: {{app: nob
 ---
 apiVersion: v1
 kind: Service
+metadata: {{name: t-sticky, namespace: shop}}
+spec:
+  type: NodePort
+  clusterIP: 10.96.7.5
+  sessionAffinity: ClientIP
+  selector: {{app: cache}}
+  ports: [{{name: keys, port: 6379, nodePort: 30380}}]
+---
+apiVersion: v1
+kind: Service
 metadata: {{name: t-other-proxy, namespace: shop, labels: {{service.kubernetes.io/service-proxy-name: other}}}}
 spec: {{clusterIP: 10.96.7.4, selector: {{app: cache}}, {PORTS}}}
 """
@@ -97,7 +107,7 @@ class Row:
 ROWS = {
     "node port": Row("web-1", "NODE", 30379, CACHE),
     "node port, UDP": Row("web-1", "NODE", 30379, CACHE, "UDP"),
-    "another port of the node": Row("web-1", "NODE", 30380, REFUSED),
+    "another port of the node": Row("web-1", "NODE", 30999, REFUSED),
     "load balancer of the policy Local, from inside": Row("web-1", "203.0.113.1", 6379, CACHE),
     "another port of a load balancer": Row("web-1", "203.0.113.1", 80, REFUSED),
     "another port of a load balancer, UDP": Row("web-1", "203.0.113.1", 80, REFUSED, "UDP"),
@@ -211,6 +221,22 @@ def test_from_outside(services: Cluster, row: Outside) -> None:
     count = 1 if answers == SILENCE else 40
     with routed(services, row.address, row.node):
         equal("who answers", lambda: from_outside(services, row.address, row.port, row.kind, count), answers)
+
+
+@pytest.mark.parametrize("hooked", [True, False], ids=["sockets", "packets"])
+def test_clients_stay_with_their_backend(services: Cluster, hooked: bool) -> None:
+    program = [sys.executable, "-S", "-E", "-c", CLIENT, "10.96.7.5", "6379", "TCP", "40"]
+    outside = ["ip", "netns", "exec", services.layout.pod_namespace("shop", "web-1"), *program]
+    command = services.command_in("shop/web-1", *program) if hooked else outside
+    seen = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert len(seen) == 1
+    assert set(seen) <= CACHE
+
+
+def test_clients_outside_stay_with_their_backend(services: Cluster) -> None:
+    seen = from_outside(services, node_address(services, "node-2"), 30380, "TCP")
+    assert len(seen) == 1
+    assert seen <= CACHE
 
 
 def test_a_backend_on_the_way_in_sees_the_client_and_others_see_the_node(services: Cluster) -> None:

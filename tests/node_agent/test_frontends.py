@@ -4,10 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import pytest
-from tests.node_agent.world import KEYS, OWN, Agent, Values
+from msgspec import structs
+from tests.node_agent.world import KEYS, MAPS, OWN, Agent, Values, touched
 
 from node_agent.entries import FRONTEND_OPEN, SERVICE_DROP
 from node_agent.frontends import LOCAL, frontends, numbers
+from node_agent.layout import Form
 from tidegate.records import Backend, BackendShard, Node, Protocol, Service, ServicePort, encode
 from tidegate.records.addresses import pack_address, unpack_address
 
@@ -191,6 +193,41 @@ def test_an_address_of_two_services_goes_to_the_one_that_is_left(agent: Agent) -
     agent.remove(KEYS.service("default", "other"))
     assert agent.rows("frontends")[EXTERNAL, 80, 6] == 500
     assert agent.flags("frontends", (EXTERNAL, 0, 0)) == FRONTEND_OPEN
+
+
+def slot_index(agent: Agent) -> dict[str, int]:
+    """Address → slot, as clients that stay with a backend find it."""
+    return {key[2]: index for key, index in agent.rows("slots").items()}
+
+
+def placed(agent: Agent) -> dict[str, int]:
+    return {row["addr"]: slot for (_, slot), row in agent.rows("backends").items()}
+
+
+def test_slots_can_be_found_while_clients_are_to_stay(agent: Agent) -> None:
+    places = [(f"10.0.0.{n}", OWN) for n in range(1, 6)]
+    affine = structs.replace(service(PORT), affinity_seconds=60)
+    agent.change({**stored(service(PORT)), **backends(*places)})
+    assert slot_index(agent) == {}
+    agent.change(stored(affine))
+    assert slot_index(agent) == placed(agent)
+    assert len(slot_index(agent)) == 5
+    steps = agent.change(backends(*places[1:]))
+    assert slot_index(agent) == placed(agent), "one has moved"
+    assert touched([step for step in steps if step.map == "slots"]) <= 2
+    agent.change(backends(*places))
+    assert slot_index(agent) == placed(agent)
+    agent.change(stored(service(PORT)))
+    assert slot_index(agent) == {}
+    agent.change(stored(affine))
+    agent.remove(KEYS.service("default", "shop"))
+    assert slot_index(agent) == {}
+
+
+def test_the_timeout_of_the_affinity(agent: Agent) -> None:
+    agent.change({**stored(structs.replace(service(PORT), affinity_seconds=60)), **backends(("10.0.0.1", OWN))})
+    (value,) = agent.kernel["services"].values()
+    assert Form(MAPS["services"].value).unpack(value)["affinity_seconds"] == 60
 
 
 def test_a_restart_writes_nothing(agent: Agent) -> None:

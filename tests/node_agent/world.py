@@ -43,6 +43,7 @@ FIELDS = {
     "frontends": ("addr:addr port:be16 protocol:u8 pad:u8", "service:u32 outside:u32 flags:u32 pad:u32"),
     "services": ("value:u32", "count:u32 flags:u32 affinity_seconds:u32 pad:u32"),
     "backends": ("service:u32 slot:u32", "addr:addr port:be16 pad:bytes2 flags:u32"),
+    "slots": ("service:u32 port:be16 pad:bytes2 addr:addr", "value:u32"),
     "subjects": ("value:u32", "policy:u32 flags:u32 ingress_lengths:u32 egress_lengths:u32"),
     "rules": (
         "policy:u32 direction:u8 protocol:u8 length:u8 pad:u8 port:be16 pad2:bytes2",
@@ -134,6 +135,10 @@ def flags(name: str, entries: Mapping[bytes, bytes]) -> dict[Any, int]:
     return found
 
 
+# Maps of whose values the first field says it all.
+PLAIN = ("services", "members", "devices", "frontends", "rules", "slots")
+
+
 def rows(name: str, entries: Mapping[bytes, bytes]) -> dict[Any, Any]:
     """Entries of a map in words; what is always zero is left out."""
     key_form, value_form = Form(MAPS[name].key), Form(MAPS[name].value)
@@ -144,7 +149,9 @@ def rows(name: str, entries: Mapping[bytes, bytes]) -> dict[Any, Any]:
             value = {"sets": value["sets"][: value["count"]]}
         whole = tuple(key.values()) if len(key) > 1 else next(iter(key.values()))
         found[whole] = (
-            next(iter(value.values())) if name in ("services", "members", "devices", "frontends", "rules") else value
+            next(iter(value.values()))
+            if name in ("services", "members", "devices", "frontends", "rules", "slots")
+            else value
         )
     return found
 

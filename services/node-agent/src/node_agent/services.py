@@ -58,6 +58,7 @@ class ServiceView:
         self._shards: dict[Key, dict[int, BackendShard]] = {}
         self._frontends: dict[Key, dict[bytes, bytes]] = {}  # as programmed
         self._slots: dict[int, Slots] = {}  # by number of the selection
+        self._affine: set[int] = set()  # selections whose backends' slots can be looked up
         self._numbers: dict[Key, set[int]] = {}  # selections as programmed
         self._claims: dict[bytes, dict[Key, bytes]] = {}  # frontend → who wants it with which value; the latest has it
         self._dirty: set[Key] = set()
@@ -126,26 +127,52 @@ class ServiceView:
             found = select([backend for backend in known if port.name in backend.ports], self._place)
             for number in numbers(service, port) if service else ():
                 needed.add(number)
-                self._fill(number, port, found.local if number & LOCAL else found.cluster)
+                selection = found.local if number & LOCAL else found.cluster
+                self._fill(number, port, selection, service.affinity_seconds if service else 0)
         for number in self._numbers.pop(key, set()) - needed:
             self._empty(number)
         if needed:
             self._numbers[key] = needed
 
-    def _fill(self, number: int, port: ServicePort, selection: Selection) -> None:
+    def _fill(self, number: int, port: ServicePort, selection: Selection, affinity: int) -> None:
         slots = self._slots.get(number)
         if slots is None:
             slots = self._slots[number] = Slots(self._stored.pop(number, ()))
             for index, (address, target) in enumerate(slots.addresses):
                 self._slot(number, index, (address, target))
         wanted = {(backend.address, backend.ports[port.name]) for backend in selection.backends}
-        for index, content in slots.replace(wanted).items():
+        gone = set(slots.addresses) - wanted
+        changed = slots.replace(wanted)
+        for index, content in changed.items():
             self._slot(number, index, content)
-        value = self._entries.service(len(slots.addresses), dropping=selection.refusal is Refusal.DROP)
+        self._find_slots(number, slots, changed, gone, affinity > 0)
+        value = self._entries.service(len(slots.addresses), selection.refusal is Refusal.DROP, affinity)
         self._tables.want("services", self._entries.service_key(number), value)
 
+    def _find_slots(
+        self, number: int, slots: Slots, changed: dict[int, Address | None], gone: set[Address], wanted: bool
+    ) -> None:
+        """Where a backend stands is looked up for clients that stay with theirs, and only then."""
+        if not wanted:
+            if number in self._affine:
+                self._affine.discard(number)
+                self._forget_slots(number, gone.union(slots.addresses))
+            return
+        placed = changed if number in self._affine else dict(enumerate(slots.addresses))
+        self._affine.add(number)
+        self._forget_slots(number, gone)
+        for index, content in placed.items():
+            if content is not None:
+                self._tables.want("slots", *self._entries.slot(number, *content, index))
+
+    def _forget_slots(self, number: int, addresses: Iterable[Address]) -> None:
+        for address in addresses:
+            self._tables.want("slots", self._entries.slot(number, *address, 0)[0], None)
+
     def _empty(self, number: int) -> None:
-        for index in range(len(self._slots.pop(number).addresses)):
+        slots = self._slots.pop(number)
+        self._find_slots(number, slots, {}, set(), False)
+        for index in range(len(slots.addresses)):
             self._slot(number, index, None)
         self._tables.want("services", self._entries.service_key(number), None)
 

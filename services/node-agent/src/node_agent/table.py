@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 # Adds go in this order and removals in the reverse one, all removals after all adds: at no moment does an entry that is
 # looked up first lead to one that is not there.
-ORDER = ("members", "rules", "backends", "services", "frontends", "subjects", "devices", "endpoints")
+ORDER = ("members", "rules", "backends", "slots", "services", "frontends", "subjects", "devices", "endpoints")
 
 # From which maps a packet comes to an entry, and so what must not be written while it is missing, and what must be
 # written before it may go.
@@ -13,6 +13,7 @@ REACHED_FROM: dict[str, frozenset[str]] = {
     "members": frozenset({"rules", "subjects", "endpoints"}),
     "rules": frozenset({"subjects", "endpoints"}),
     "backends": frozenset({"services", "frontends"}),
+    "slots": frozenset(),
     "services": frozenset({"frontends"}),
     "frontends": frozenset(),
     "subjects": frozenset({"endpoints"}),
