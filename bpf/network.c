@@ -74,7 +74,8 @@ static int handle_to_service(struct __sk_buff *skb, struct flow *flow, bool own)
 		bool closed = !own && is_closed_address(&flow->frontend, &flow->destination);
 		return closed ? stop(flow, REASON_NO_SERVICE_PORT) : TC_ACT_UNSPEC;
 	}
-	if (!check_foreign(flow) || !send_to_backend(skb, flow, selection_for(flow, frontend)))
+	u32 service = selection_for(flow, frontend);
+	if (!check_foreign(flow) || !check_range(flow, frontend) || !send_to_backend(skb, flow, service))
 		return NO_ACTION;
 	return deliver_to_backend(skb, flow);
 }

@@ -91,6 +91,7 @@ struct flow {
 	struct member_key member;
 	struct frontend_key frontend;
 	struct backend_key backend;
+	struct source_range_key source_range;
 	struct slot_key slot_key;
 	struct affinity_key affinity_key;
 	struct affinity affinity;

@@ -27,6 +27,17 @@ static bool is_closed_address(struct frontend_key *key, const struct addr *addr)
 	return mark && !(mark->flags & FRONTEND_OPEN) && !is_node(addr);
 }
 
+/* Whether the packet's sender may use the frontend. */
+static bool check_range(struct flow *flow, struct frontend *frontend)
+{
+	if (!(frontend->flags & FRONTEND_RANGES))
+		return true;
+	flow->source_range.prefix = SOURCE_RANGE_BITS;
+	flow->source_range.service = frontend->service;
+	flow->source_range.addr = flow->source;
+	return source_ranges.lookup(&flow->source_range) || refuse(flow, REASON_SOURCE_RANGE);
+}
+
 /* Why a selection without backends gives none. */
 static u32 refusal(struct service *service)
 {
@@ -200,5 +211,6 @@ static bool translate(struct __sk_buff *skb, struct flow *flow)
 	if (!frontend)
 		return !is_closed_address(&flow->frontend, &flow->destination) ||
 		       refuse(flow, REASON_NO_SERVICE_PORT);
-	return send_to_backend(skb, flow, frontend->service);
+	u32 service = frontend->service;
+	return check_range(flow, frontend) && send_to_backend(skb, flow, service);
 }

@@ -28,6 +28,9 @@
 #ifndef SIZE_affinities
 #define SIZE_affinities 65536
 #endif
+#ifndef SIZE_source_ranges
+#define SIZE_source_ranges 65536
+#endif
 #ifndef SIZE_subjects
 #define SIZE_subjects 16384
 #endif
@@ -71,6 +74,7 @@
 
 /* Hash maps of the agent take memory as they fill, not beforehand. */
 #define MAP_HASH(name, key, value) BPF_F_TABLE("hash" PIN_##name, key, value, name, SIZE_##name, BPF_F_NO_PREALLOC)
+#define MAP_LPM(name, key, value) BPF_F_TABLE("lpm_trie" PIN_##name, key, value, name, SIZE_##name, BPF_F_NO_PREALLOC)
 #define MAP_LRU(name, key, value) BPF_F_TABLE("lru_hash" PIN_##name, key, value, name, SIZE_##name, 0)
 #define MAP_ARRAY(kind, name, value, size) BPF_F_TABLE(kind PIN_##name, u32, value, name, size, 0)
 
@@ -97,6 +101,7 @@ MAP_HASH(frontends, struct frontend_key, struct frontend);
 MAP_HASH(services, u32, struct service);
 MAP_HASH(backends, struct backend_key, struct backend);
 MAP_HASH(slots, struct slot_key, u32);
+MAP_LPM(source_ranges, struct source_range_key, u32);
 MAP_HASH(subjects, u32, struct subject);
 MAP_HASH(rules, struct rule_key, struct rule);
 MAP_HASH(members, struct member_key, u32);

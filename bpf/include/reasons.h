@@ -25,7 +25,8 @@
 	REASON(19, NO_SOURCE_PORT, "no port left for one more connection from outside to this backend") \
 	REASON(20, TTL, "a packet from outside to a backend on another node has come to the end of its life") \
 	REASON(21, TOO_BIG, "a packet from outside does not fit on the way to its backend") \
-	REASON(22, NO_NODE_ADDRESS, "the address under which packets leave this device is not known")
+	REASON(22, NO_NODE_ADDRESS, "the address under which packets leave this device is not known") \
+	REASON(23, SOURCE_RANGE, "the Service's loadBalancerSourceRanges leave the client out")
 
 #define REASON_ENUM(number, name, text) REASON_##name = number,
 enum reason { REASONS(REASON_ENUM) REASON_COUNT };

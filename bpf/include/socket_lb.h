@@ -119,6 +119,9 @@ static int resolve(struct bpf_sock_addr *ctx, struct peer *peer, bool sticky, bo
 	struct frontend *frontend = find_frontend(&frontend_key, &peer->addr, peer->port, peer->protocol);
 	if (!frontend)
 		return is_closed_address(&frontend_key, &peer->addr) ? reject(peer, REASON_NO_SERVICE_PORT) : PASS;
+	/* Who the client is shows in its packets only. */
+	if (frontend->flags & FRONTEND_RANGES)
+		return PASS;
 	u32 service_id = frontend->service;
 	u64 cookie = socket_cookie(ctx);
 	struct peer vip = *peer;

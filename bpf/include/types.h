@@ -60,6 +60,17 @@ struct frontend {
 };
 
 #define FRONTEND_OPEN 0x1
+/* Only for clients in `source_ranges` of frontend.service. */
+#define FRONTEND_RANGES 0x2
+
+/* source_ranges: who may use a frontend; the longest prefix of service and address. Value: 1. */
+struct source_range_key {
+	__u32 prefix; /* in bits: 32 of the service, then those of the address */
+	__u32 service;
+	struct addr addr;
+};
+
+#define SOURCE_RANGE_BITS (32 + 128)
 
 /* services: selection -> how many slots of backends are in use (slots 0 … count-1). A selection is the number of a
  * service port, with bit 30 set the one for the traffic policy Local. */

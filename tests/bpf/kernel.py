@@ -157,7 +157,7 @@ class Loaded:
 
     def clear(self) -> None:
         for name, entry in self.maps.items():
-            if entry.entry.type in ("hash", "lru_hash"):
+            if entry.entry.type in ("hash", "lru_hash", "lpm_trie"):
                 entry.clear()
             elif name == "settings":
                 for index in range(entry.entry.max_entries):

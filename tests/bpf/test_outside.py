@@ -8,6 +8,7 @@ from tests.bpf.topology import OUTSIDE, Cluster, Node, Pod
 from tests.bpf.traffic import (
     TCP,
     UDP,
+    VIP,
     Server,
     client,
     exchange_tcp,
@@ -16,6 +17,7 @@ from tests.bpf.traffic import (
     no_drops,
     pod,
     send_all,
+    serve,
     wait_for,
 )
 
@@ -147,6 +149,47 @@ def test_policy_of_the_backend(world: Cluster, target: str) -> None:
         connection.setblocking(False)
         connection.connect_ex((entrance.address, PORT))
         wait_for("it is dropped", lambda: backend.node.programs.counter("POLICY_INGRESS") > 0)
+
+
+RANGES = [
+    ("the client itself", OUTSIDE, 128, True),
+    ("its network", "172.31.0.0", 96 + 24, True),
+    ("everybody", "0.0.0.0", 96, True),  # a range
+    ("another", "172.31.0.251", 128, False),
+    ("another Service's", "", 0, False),
+]
+
+
+@pytest.mark.parametrize(("why", "address", "prefix", "allowed"), RANGES, ids=[row[0] for row in RANGES])
+def test_source_ranges(tcx_world: Cluster, why: str, address: str, prefix: int, allowed: bool) -> None:
+    node, backend = tcx_world.nodes[0], pod(tcx_world, "a")
+    publish(node, backend)
+    maps, number = node.programs.maps, SERVICE + TCP
+    key = {"addr": node.address, "port": PORT, "protocol": TCP}
+    maps["frontends"].set(key, {"service": number, "outside": number, "flags": 2})
+    own = number if address else number + 1
+    maps["source_ranges"].set({"prefix": 32 + prefix, "service": own, "addr": address or OUTSIDE}, {"value": 1})
+    if allowed:
+        exchange_tcp(outside(tcx_world), backend, node.address, PORT, server_port=8080)
+        return
+    with client(outside(tcx_world)) as connection:
+        connection.setblocking(False)
+        connection.connect_ex((node.address, PORT))
+        wait_for("it is dropped", lambda: node.programs.drops() == {"SOURCE_RANGE": 1})
+
+
+def test_source_ranges_hold_for_pods_too(tcx_world: Cluster) -> None:
+    """Packets, and sockets, whose packets are looked at instead."""
+    node, source, backend = tcx_world.nodes[0], pod(tcx_world, "a"), pod(tcx_world, "b")
+    serve(tcx_world, 80, [(backend, 8080)])
+    maps, number = node.programs.maps, 7000 + TCP
+    maps["frontends"].set({"addr": VIP, "port": 80, "protocol": TCP}, {"service": number, "flags": 2})
+    with client(source) as connection:
+        connection.setblocking(False)
+        connection.connect_ex((VIP, 80))
+        wait_for("it is dropped", lambda: node.programs.counter("SOURCE_RANGE") > 0)
+    maps["source_ranges"].set({"prefix": 32 + 128, "service": number, "addr": source.address}, {"value": 1})
+    exchange_tcp(source, backend, VIP, 80, server_port=8080)
 
 
 def test_a_packet_at_the_end_of_its_life_goes_no_further(world: Cluster) -> None:

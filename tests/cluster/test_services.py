@@ -55,6 +55,15 @@ spec: {{type: LoadBalancer, externalTrafficPolicy: Local, selector: {{app: cache
 ---
 apiVersion: v1
 kind: Service
+metadata: {{name: t-ranges, namespace: shop}}
+spec:
+  type: LoadBalancer
+  loadBalancerSourceRanges: [172.30.0.250/32, 10.200.1.0/24]
+  selector: {{app: cache}}
+  {PORTS}
+---
+apiVersion: v1
+kind: Service
 metadata: {{name: t-external, namespace: shop}}
 spec: {{externalIPs: [198.51.100.77], selector: {{app: cache}}, {PORTS}}}
 ---
@@ -91,6 +100,7 @@ spec: {{clusterIP: 10.96.7.4, selector: {{app: cache}}, {PORTS}}}
 STATUS = json.dumps(
     {"status": {"loadBalancer": {"ingress": [{"ip": "203.0.113.1"}, {"ip": "203.0.113.2", "ipMode": "Proxy"}]}}}
 )
+RANGES_STATUS = json.dumps({"status": {"loadBalancer": {"ingress": [{"ip": "203.0.113.3"}]}}})
 REFUSED, SILENCE = {"ConnectionRefusedError"}, {"TimeoutError"}
 
 
@@ -111,6 +121,8 @@ ROWS = {
     "load balancer of the policy Local, from inside": Row("web-1", "203.0.113.1", 6379, CACHE),
     "another port of a load balancer": Row("web-1", "203.0.113.1", 80, REFUSED),
     "another port of a load balancer, UDP": Row("web-1", "203.0.113.1", 80, REFUSED, "UDP"),
+    "load balancer, in its ranges": Row("web-1", "203.0.113.3", 6379, CACHE),
+    "load balancer, not in its ranges": Row("web-3", "203.0.113.3", 6379, SILENCE),
     "external IP": Row("web-1", "198.51.100.77", 6379, CACHE),
     "external IP, UDP": Row("web-1", "198.51.100.77", 11211, CACHE, "UDP"),
     "internal policy Local": Row("web-1", "10.96.7.1", 6379, {"LOCAL"}),
@@ -127,6 +139,9 @@ ROWS = {
 def services(cluster: Cluster) -> Iterator[Cluster]:
     cluster.kubectl("apply", "-f", "-", text=MANIFEST)
     cluster.kubectl("patch", "svc", "-n", "shop", "t-balancer", "--subresource=status", "--type=merge", "-p", STATUS)
+    cluster.kubectl(
+        "patch", "svc", "-n", "shop", "t-ranges", "--subresource=status", "--type=merge", "-p", RANGES_STATUS
+    )
     cluster.settle()
     yield cluster
     cluster.kubectl("delete", "-f", "-", text=MANIFEST)
@@ -207,6 +222,7 @@ OUTSIDE = {
     "load balancer of the policy Local, UDP": Outside("203.0.113.1", 11211, "node-2", {"LOCAL"}, "UDP"),
     "another port of a load balancer": Outside("203.0.113.1", 81, "node-1", REFUSED),
     "another port of a load balancer, UDP": Outside("203.0.113.1", 81, "node-1", REFUSED, "UDP"),
+    "load balancer with ranges": Outside("203.0.113.3", 6379, "node-3", CACHE),
     "external IP": Outside("198.51.100.77", 6379, "node-2", CACHE),
     "external IP, UDP": Outside("198.51.100.77", 11211, "node-2", CACHE, "UDP"),
     "ClusterIP of the policy Local": Outside("10.96.7.1", 6379, "node-3", {"LOCAL"}),

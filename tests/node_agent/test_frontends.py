@@ -7,11 +7,11 @@ import pytest
 from msgspec import structs
 from tests.node_agent.world import KEYS, MAPS, OWN, Agent, Values, touched
 
-from node_agent.entries import FRONTEND_OPEN, SERVICE_DROP
+from node_agent.entries import FRONTEND_OPEN, FRONTEND_RANGES, SERVICE_DROP
 from node_agent.frontends import LOCAL, frontends, numbers
 from node_agent.layout import Form
 from tidegate.records import Backend, BackendShard, Node, Protocol, Service, ServicePort, encode
-from tidegate.records.addresses import pack_address, unpack_address
+from tidegate.records.addresses import pack_address, pack_cidr, unpack_address
 
 NODE_IPS = [pack_address(text) for text in ("172.16.0.1", "203.0.113.9", "127.0.0.1", "127.1.2.3", "fe80::1")]
 VIP, LB, EXTERNAL = "10.96.0.1", "203.0.113.1", "198.51.100.1"
@@ -222,6 +222,27 @@ def test_slots_can_be_found_while_clients_are_to_stay(agent: Agent) -> None:
     agent.change(stored(affine))
     agent.remove(KEYS.service("default", "shop"))
     assert slot_index(agent) == {}
+
+
+def test_source_ranges(agent: Agent) -> None:
+    two = (pack_cidr("10.0.0.0/8"), pack_cidr("fd00::/8"))
+    limited = structs.replace(service(PORT, lb=LB, external=EXTERNAL), source_ranges=two)
+    agent.change(stored(limited))
+    assert set(agent.rows("source_ranges")) == {(32 + 104, 500, "10.0.0.0"), (32 + 8, 500, "fd00::")}
+    flags = {key[0]: agent.flags("frontends", key) for key in agent.rows("frontends") if key[1]}
+    assert flags == {VIP: 0, LB: FRONTEND_RANGES, EXTERNAL: 0}, "they are the load balancer's"
+    agent.change(stored(structs.replace(limited, source_ranges=two[:1])))
+    assert set(agent.rows("source_ranges")) == {(32 + 104, 500, "10.0.0.0")}
+    steps = agent.change(stored(service(PORT, lb=LB, external=EXTERNAL)))
+    assert [(step.map, len(step.puts), len(step.deletes)) for step in steps] == [
+        ("frontends", 1, 0),
+        ("source_ranges", 0, 1),
+    ], "open before the ranges go"
+
+
+def test_source_ranges_need_a_load_balancer(agent: Agent) -> None:
+    agent.change(stored(structs.replace(service(PORT, external=EXTERNAL), source_ranges=(pack_cidr("10.0.0.0/8"),))))
+    assert agent.rows("source_ranges") == {}
 
 
 def test_the_timeout_of_the_affinity(agent: Agent) -> None:

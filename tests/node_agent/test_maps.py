@@ -8,7 +8,7 @@ from tests.bpf.kernel import Loaded
 from tests.node_agent.conftest import SIZES
 from tests.node_agent.world import MAPS
 
-from node_agent.entries import FRONTEND_OPEN, Entries
+from node_agent.entries import FRONTEND_OPEN, PRESENT, Entries
 from node_agent.loader import MapEntry
 from node_agent.maps import BATCH, Map, MapError, MapFullError, Maps, possible_cpus
 from node_agent.table import ORDER
@@ -64,7 +64,7 @@ def test_what_the_agent_writes_is_what_the_programs_see(maps: Maps, entries: Ent
     key, value = entries.backend_key(5, 2), entries.backend(pack_address("10.0.0.9"), 8080)
     maps["backends"].update(key, value)
     maps["frontends"].update(
-        entries.frontend_key(pack_address("10.96.0.1"), 443, 6), entries.frontend(5, 6, is_open=True)
+        entries.frontend_key(pack_address("10.96.0.1"), 443, 6), entries.frontend(5, 6, is_open=True, has_ranges=False)
     )
     assert loaded.maps["endpoints"].get({"addr": "10.0.0.1"}) == {"identity": 1001, "ifindex": 7, "flags": 1}
     backend = loaded.maps["backends"].get({"service": 5, "slot": 2})
@@ -73,6 +73,14 @@ def test_what_the_agent_writes_is_what_the_programs_see(maps: Maps, entries: Ent
     frontend = loaded.maps["frontends"].get({"addr": "10.96.0.1", "port": 443, "protocol": 6})
     assert frontend is not None
     assert (frontend["service"], frontend["outside"], frontend["flags"]) == (5, 6, FRONTEND_OPEN)
+
+
+def test_ranges_are_read_as_they_were_written(maps: Maps, entries: Entries) -> None:
+    written = {entries.source_range(5, pack_address("10.0.0.0"), prefix): PRESENT for prefix in (96, 104, 128)}
+    assert maps["source_ranges"].update_all(list(written.items())) == 3
+    assert maps["source_ranges"].items() == written
+    maps["source_ranges"].delete_all(list(written)[:1])
+    assert maps["source_ranges"].items() == dict(list(written.items())[1:])
 
 
 def test_an_entry_is_replaced_and_removed(maps: Maps, entries: Entries) -> None:

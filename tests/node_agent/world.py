@@ -43,6 +43,7 @@ FIELDS = {
     "frontends": ("addr:addr port:be16 protocol:u8 pad:u8", "service:u32 outside:u32 flags:u32 pad:u32"),
     "services": ("value:u32", "count:u32 flags:u32 affinity_seconds:u32 pad:u32"),
     "backends": ("service:u32 slot:u32", "addr:addr port:be16 pad:bytes2 flags:u32"),
+    "source_ranges": ("prefix:u32 service:u32 addr:addr", "value:u32"),
     "slots": ("service:u32 port:be16 pad:bytes2 addr:addr", "value:u32"),
     "subjects": ("value:u32", "policy:u32 flags:u32 ingress_lengths:u32 egress_lengths:u32"),
     "rules": (
@@ -136,7 +137,7 @@ def flags(name: str, entries: Mapping[bytes, bytes]) -> dict[Any, int]:
 
 
 # Maps of whose values the first field says it all.
-PLAIN = ("services", "members", "devices", "frontends", "rules", "slots")
+PLAIN = ("services", "members", "devices", "frontends", "rules", "slots", "source_ranges")
 
 
 def rows(name: str, entries: Mapping[bytes, bytes]) -> dict[Any, Any]:

@@ -114,6 +114,27 @@ async def test_documented_cases(policies: list[Object]) -> None:
     assert await differences(policies) == []
 
 
+BLOCK: Object = {"ipBlock": {"cidr": "0.0.0.0/0"}}
+
+
+@pytest.mark.parametrize("ports", [{}, {"ports": [tcp(80)]}, {"ports": [tcp("http")]}])
+@pytest.mark.parametrize(("side", "direction"), [("from", "ingress"), ("to", "egress")])
+@pytest.mark.parametrize("others", [[], [{"podSelector": WEB}]], ids=["alone", "beside another peer"])
+async def test_a_block_of_addresses_selects_nothing_and_is_reported(
+    side: str, direction: str, others: list[Object], ports: Object
+) -> None:
+    """Least of all does a rule whose only peers are blocks become one without peers, which is for everybody."""
+    world = World()
+    spec = {"policyTypes": [direction.capitalize()], direction: [{side: [BLOCK, *others], **ports}]}
+    world.put(*NAMESPACES, *PODS, policy("shop/p", **spec))
+    async with world.running():
+        assert "ipBlock is not supported" in world.problems()["NetworkPolicy shop/p"]
+        compiled = Compiled(world)
+    stated = {**spec, direction: [{side: others, **ports}] if others else []}
+    documented = Documentation(NAMESPACES, PODS, [policy("shop/p", **stated)])
+    assert [p for p in PACKETS if compiled.allows(p) != documented.allows(p)] == []
+
+
 labels = st.sampled_from(["app", "tier", "pod-template-hash"])
 values = st.sampled_from(["web", "db", "front", "store", "h1", "agent"])
 expressions = st.one_of(

@@ -8,7 +8,7 @@ from tidegate.records import IDENTITY_NODE, IDENTITY_REMOTE_NODE, Rule
 
 EP_POD, EP_OWN_NODE, EP_REMOTE_NODE, EP_CLOSED = 0x1, 0x2, 0x4, 0x8
 DEVICE_UPLINK = 0x1
-FRONTEND_OPEN = 0x1
+FRONTEND_OPEN, FRONTEND_RANGES = 0x1, 0x2
 SERVICE_DROP = 0x1
 SUBJECT_INGRESS_ISOLATED, SUBJECT_EGRESS_ISOLATED = 0x1, 0x2
 LENGTH_ANY_PROTOCOL = 1 << 31
@@ -18,8 +18,9 @@ PRESENT = (1).to_bytes(4, "little")
 
 class Entries:
     def __init__(self, maps: Mapping[str, MapEntry]) -> None:
-        self._keys = {name: Form(entry.key) for name, entry in maps.items() if entry.type == "hash"}
-        self._values = {name: Form(entry.value) for name, entry in maps.items() if entry.type == "hash"}
+        ours = {name: entry for name, entry in maps.items() if entry.type in ("hash", "lpm_trie")}
+        self._keys = {name: Form(entry.key) for name, entry in ours.items()}
+        self._values = {name: Form(entry.value) for name, entry in ours.items()}
 
     def pod(self, identity: int | None, ifindex: int) -> bytes:
         """Without an identity the pod is closed."""
@@ -43,8 +44,12 @@ class Entries:
     def frontend_key(self, address: bytes, port: int, protocol: int) -> bytes:
         return self._keys["frontends"].pack(addr=address, port=port, protocol=protocol)
 
-    def frontend(self, service: int, outside: int, is_open: bool) -> bytes:
-        return self._values["frontends"].pack(service=service, outside=outside, flags=FRONTEND_OPEN * is_open)
+    def frontend(self, service: int, outside: int, is_open: bool, has_ranges: bool) -> bytes:
+        flags = FRONTEND_OPEN * is_open | FRONTEND_RANGES * has_ranges
+        return self._values["frontends"].pack(service=service, outside=outside, flags=flags)
+
+    def source_range(self, service: int, address: bytes, prefix: int) -> bytes:
+        return self._keys["source_ranges"].pack(prefix=32 + prefix, service=service, addr=address)
 
     def service_key(self, service: int) -> bytes:
         return self._keys["services"].pack(value=service)

@@ -25,6 +25,7 @@ class Frontend:
     service: int = 0
     outside: int = 0
     open: bool = False
+    ranges: bool = False  # only for clients in the Service's source ranges
 
 
 def internal(service: Service, port: ServicePort) -> int:
@@ -50,6 +51,14 @@ def numbers(service: Service, port: ServicePort) -> set[int]:
     return found
 
 
+def ranges(service: Service) -> Iterator[tuple[int, bytes, int]]:
+    """Who may use the load balancer's addresses: number of a port, address, prefix length in the 128-bit form."""
+    if service.load_balancer_ips:
+        for port in service.ports:
+            for address, prefix in service.source_ranges:
+                yield port.id, address, prefix
+
+
 def frontends(service: Service, own: Iterable[bytes]) -> Iterator[Frontend]:
     """All frontends; `own` are the node's own addresses, on which NodePorts are served (not on loopback ones)."""
     for address in filter(is_ipv4, service.cluster_ips):
@@ -61,7 +70,8 @@ def frontends(service: Service, own: Iterable[bytes]) -> Iterator[Frontend]:
         for address in filter(is_ipv4, addresses):
             yield Frontend(address, open=is_open)
             for port in service.ports:
-                yield Frontend(address, port.port, port.protocol, port.id, external(service, port))
+                ranges = bool(service.source_ranges) and not is_open
+                yield Frontend(address, port.port, port.protocol, port.id, external(service, port), ranges=ranges)
     for address in own:
         if is_ipv4(address) and not address.startswith(LOOPBACK):
             for port in service.ports:

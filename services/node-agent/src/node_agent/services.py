@@ -3,8 +3,8 @@
 from collections.abc import Iterable
 
 from node_agent.choice import Place, Refusal, Selection, select
-from node_agent.entries import Entries
-from node_agent.frontends import LOCAL, Frontend, frontends, numbers
+from node_agent.entries import PRESENT, Entries
+from node_agent.frontends import LOCAL, Frontend, frontends, numbers, ranges
 from node_agent.table import Tables
 from tidegate.records import BackendShard, Service, ServicePort
 from tidegate.records.addresses import is_ipv4
@@ -57,6 +57,7 @@ class ServiceView:
         self._services: dict[Key, Service] = {}
         self._shards: dict[Key, dict[int, BackendShard]] = {}
         self._frontends: dict[Key, dict[bytes, bytes]] = {}  # as programmed
+        self._ranges: dict[Key, set[bytes]] = {}  # as programmed
         self._slots: dict[int, Slots] = {}  # by number of the selection
         self._affine: set[int] = set()  # selections whose backends' slots can be looked up
         self._numbers: dict[Key, set[int]] = {}  # selections as programmed
@@ -116,6 +117,7 @@ class ServiceView:
         for key in dirty:
             service = self._services.get(key)
             self._program_backends(key, service)
+            self._program_ranges(key, service)
             self._program_frontends(key, service)
 
     def _program_backends(self, key: Key, service: Service | None) -> None:
@@ -180,6 +182,16 @@ class ServiceView:
         value = self._entries.backend(*content) if content else None
         self._tables.want("backends", self._entries.backend_key(number, index), value)
 
+    def _program_ranges(self, key: Key, service: Service | None) -> None:
+        wanted = {self._entries.source_range(*item) for item in ranges(service)} if service else set()
+        before = self._ranges.pop(key, set())
+        for entry in before - wanted:
+            self._tables.want("source_ranges", entry, None)
+        for entry in wanted - before:
+            self._tables.want("source_ranges", entry, PRESENT)
+        if wanted:
+            self._ranges[key] = wanted
+
     def _program_frontends(self, key: Key, service: Service | None) -> None:
         wanted = dict(map(self._entry, frontends(service, self._own))) if service else {}
         before = self._frontends.pop(key, {})
@@ -202,4 +214,4 @@ class ServiceView:
 
     def _entry(self, frontend: Frontend) -> tuple[bytes, bytes]:
         key = self._entries.frontend_key(frontend.address, frontend.port, frontend.protocol)
-        return key, self._entries.frontend(frontend.service, frontend.outside, frontend.open)
+        return key, self._entries.frontend(frontend.service, frontend.outside, frontend.open, frontend.ranges)

@@ -5,7 +5,18 @@ from dataclasses import dataclass
 
 # Adds go in this order and removals in the reverse one, all removals after all adds: at no moment does an entry that is
 # looked up first lead to one that is not there.
-ORDER = ("members", "rules", "backends", "slots", "services", "frontends", "subjects", "devices", "endpoints")
+ORDER = (
+    "members",
+    "rules",
+    "backends",
+    "slots",
+    "services",
+    "source_ranges",
+    "frontends",
+    "subjects",
+    "devices",
+    "endpoints",
+)
 
 # From which maps a packet comes to an entry, and so what must not be written while it is missing, and what must be
 # written before it may go.
@@ -15,6 +26,7 @@ REACHED_FROM: dict[str, frozenset[str]] = {
     "backends": frozenset({"services", "frontends"}),
     "slots": frozenset(),
     "services": frozenset({"frontends"}),
+    "source_ranges": frozenset({"frontends"}),
     "frontends": frozenset(),
     "subjects": frozenset({"endpoints"}),
     "devices": frozenset(),

@@ -12,7 +12,7 @@ from pathlib import Path
 BPFFS_MAGIC = 0xCAFE4A11
 
 # enum bpf_map_type of the kernel's user API, as far as maps.h uses it.
-MAP_TYPES = {1: "hash", 2: "array", 6: "percpu_array", 9: "lru_hash", 27: "ringbuf"}
+MAP_TYPES = {1: "hash", 2: "array", 6: "percpu_array", 9: "lru_hash", 11: "lpm_trie", 27: "ringbuf"}
 
 
 class _MapInfo(ctypes.Structure):
