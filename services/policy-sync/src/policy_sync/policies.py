@@ -55,11 +55,13 @@ class Policies:
     def _refuse(self, key: Key, reason: str, closed: Policy | None) -> None:
         if key in self._good:
             self._publisher.problem(KIND, *key, f"{reason}; its previous state stays in force")
-        elif closed is not None:
+        elif closed is not None or key in self._wanted:
+            # Also where it can be read even less than before: what is closed stays closed.
             self._publisher.problem(
                 KIND, *key, f"{reason}; until it is mended its pods are isolated, nothing is allowed"
             )
-            self._set(key, closed)
+            if closed is not None:
+                self._set(key, closed)
         else:
             self._publisher.problem(KIND, *key, f"{reason}; it has no effect")
 
