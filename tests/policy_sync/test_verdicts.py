@@ -125,12 +125,12 @@ async def test_a_block_of_addresses_selects_nothing_and_is_reported(
 ) -> None:
     """Least of all does a rule whose only peers are blocks become one without peers, which is for everybody."""
     world = World()
-    spec = {"policyTypes": [direction.capitalize()], direction: [{side: [BLOCK, *others], **ports}]}
+    spec: Object = {"policyTypes": [direction.capitalize()], direction: [{side: [BLOCK, *others], **ports}]}
     world.put(*NAMESPACES, *PODS, policy("shop/p", **spec))
     async with world.running():
         assert "ipBlock is not supported" in world.problems()["NetworkPolicy shop/p"]
         compiled = Compiled(world)
-    stated = {**spec, direction: [{side: others, **ports}] if others else []}
+    stated: Object = {**spec, direction: [{side: others, **ports}] if others else []}
     documented = Documentation(NAMESPACES, PODS, [policy("shop/p", **stated)])
     assert [p for p in PACKETS if compiled.allows(p) != documented.allows(p)] == []
 
