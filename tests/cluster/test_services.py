@@ -37,6 +37,15 @@ for _ in range(count):
 print(json.dumps(sorted(answers)))
 """
 
+# Prints status and body of what HTTP answers.
+ASK = """
+import http.client, sys
+connection = http.client.HTTPConnection(sys.argv[1], int(sys.argv[2]), timeout=5)
+connection.request("GET", "/")
+answer = connection.getresponse()
+print(answer.status, answer.read().decode())
+"""
+
 CACHE = {"shop/cache-1", "shop/cache-2", "shop/cache-3"}
 PORTS = "ports: [{name: keys, port: 6379}, {name: fast, port: 11211, protocol: UDP}]"
 MANIFEST = f"""
@@ -61,6 +70,11 @@ spec:
   loadBalancerSourceRanges: [172.30.0.250/32, 10.200.1.0/24]
   selector: {{app: cache}}
   {PORTS}
+---
+apiVersion: v1
+kind: Service
+metadata: {{name: t-carts, namespace: shop}}
+spec: {{type: LoadBalancer, externalTrafficPolicy: Local, selector: {{app: cart}}, ports: [{{port: 7070}}]}}
 ---
 apiVersion: v1
 kind: Service
@@ -253,6 +267,22 @@ def test_clients_outside_stay_with_their_backend(services: Cluster) -> None:
     seen = from_outside(services, node_address(services, "node-2"), 30380, "TCP")
     assert len(seen) == 1
     assert seen <= CACHE
+
+
+def test_load_balancers_find_out_which_nodes_have_backends(services: Cluster) -> None:
+    """t-balancer has one on every node; t-carts none on node-3."""
+    for name, missing in (("t-balancer", set()), ("t-carts", {"node-3"})):
+        port = services.kubectl("get", "svc", "-n", "shop", name, "-o", "jsonpath={.spec.healthCheckNodePort}")
+        for node in services.nodes():
+            program = [sys.executable, "-S", "-E", "-c", ASK, node_address(services, node), port]
+            command = ["ip", "netns", "exec", services.layout.external, *program]
+            code, body = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split(" ", 1)
+            assert json.loads(body) == {
+                "service": {"namespace": "shop", "name": name},
+                "localEndpoints": 0 if node in missing else 1,
+                "serviceProxyHealthy": True,
+            }
+            assert code == ("503" if node in missing else "200")
 
 
 def test_a_backend_on_the_way_in_sees_the_client_and_others_see_the_node(services: Cluster) -> None:

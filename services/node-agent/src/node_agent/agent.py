@@ -15,6 +15,7 @@ from typing import TypeVar
 
 from node_agent.attach import Attachments, Devices
 from node_agent.entries import Entries
+from node_agent.healthchecks import HealthChecks
 from node_agent.loader import Manifest, read_manifest
 from node_agent.maps import Maps
 from node_agent.netlink import HostWatch
@@ -96,6 +97,7 @@ class Agent:
         self._host_ready = asyncio.Event()
         self._watch = HostWatch(self.changed)
         self._routes = Routes()
+        self._checks = HealthChecks(lambda: health.is_ready)
         self._full: dict[str, str] = {}
         self._devices = Devices(settings.pod_interfaces, settings.uplinks)
         self._refused: dict[int, str] = {}
@@ -120,6 +122,7 @@ class Agent:
 
     async def close(self) -> None:
         """Leaves everything in the kernel as it is: traffic goes on without the agent."""
+        await self._checks.close()
         await self.in_worker(self.maps.close)
         self.attachments.close()
         self._worker.shutdown()
@@ -252,6 +255,7 @@ class Agent:
         if any(step.map in POLICY for step in steps):
             await self.in_worker(self._raise_generation)
         await self._routes.apply(wanted(self.view.endpoints.nodes, self._settings.node))
+        await self._checks.apply(self.view.services.health)
 
     async def _carry_out(self, step: Step) -> bool:
         """Whether there was room for all of it."""
@@ -291,8 +295,10 @@ class Agent:
         return self._full
 
     @property
-    def route_problems(self) -> dict[str, str]:
-        return self._routes.problems
+    def host_problems(self) -> dict[str, str]:
+        """Route, or port for health checks → why it is not there."""
+        ports = {f"health checks on port {port}": reason for port, reason in self._checks.problems.items()}
+        return {**self._routes.problems, **ports}
 
 
 def write_whereabouts(settings: NodeSettings, cluster: str, etcd: tuple[str, ...], version: str) -> None:

@@ -5,8 +5,9 @@ from collections.abc import Iterable
 from node_agent.choice import Place, Refusal, Selection, select
 from node_agent.entries import PRESENT, Entries
 from node_agent.frontends import LOCAL, Frontend, frontends, numbers, ranges
+from node_agent.healthchecks import HealthCheck
 from node_agent.table import Tables
-from tidegate.records import BackendShard, Service, ServicePort
+from tidegate.records import Backend, BackendShard, Service, ServicePort
 from tidegate.records.addresses import is_ipv4
 
 Key = tuple[str, str]
@@ -58,6 +59,8 @@ class ServiceView:
         self._shards: dict[Key, dict[int, BackendShard]] = {}
         self._frontends: dict[Key, dict[bytes, bytes]] = {}  # as programmed
         self._ranges: dict[Key, set[bytes]] = {}  # as programmed
+        self.health: dict[int, HealthCheck] = {}  # healthCheckNodePort → what is to be answered there
+        self._health_ports: dict[Key, int] = {}
         self._slots: dict[int, Slots] = {}  # by number of the selection
         self._affine: set[int] = set()  # selections whose backends' slots can be looked up
         self._numbers: dict[Key, set[int]] = {}  # selections as programmed
@@ -131,10 +134,20 @@ class ServiceView:
                 needed.add(number)
                 selection = found.local if number & LOCAL else found.cluster
                 self._fill(number, port, selection, service.affinity_seconds if service else 0)
+        self._check_health(key, service, known)
         for number in self._numbers.pop(key, set()) - needed:
             self._empty(number)
         if needed:
             self._numbers[key] = needed
+
+    def _check_health(self, key: Key, service: Service | None, backends: list[Backend]) -> None:
+        before = self._health_ports.pop(key, None)
+        if before is not None:
+            self.health.pop(before, None)
+        if service is not None and service.health_port and service.external_local:
+            here = {b.address for b in backends if b.node == self._place.node and b.ready}
+            self._health_ports[key] = service.health_port
+            self.health[service.health_port] = HealthCheck(*key, len(here))
 
     def _fill(self, number: int, port: ServicePort, selection: Selection, affinity: int) -> None:
         slots = self._slots.get(number)

@@ -99,7 +99,7 @@ async def status(agent: Agent, health: Health, node: str) -> dict[str, Any]:
         "forwarded": forwarded,
         "drops": drops,
         "events_lost": events_lost(agent),
-        "problems": {**agent.view.problems, **agent.route_problems},
+        "problems": {**agent.view.problems, **agent.host_problems},
         "memory_mib": round(resident_memory() / MIB, 1),
     }
 

@@ -141,6 +141,24 @@ class Admission:
                 text = f"Invalid value: {port['nodePort']}: provided port is already allocated"
                 raise invalid(SERVICE, item["metadata"]["name"], [(f"spec.ports[{index}].nodePort", text)])
             taken.add((port["nodePort"], port["protocol"]))
+        self._assign_health_port(item, spec, {number for number, _ in taken})
+
+    def _assign_health_port(self, item: Object, spec: dict[str, Any], taken: set[int]) -> None:
+        """Where load balancers ask for backends: only of Services of that type whose policy is Local."""
+        if spec["type"] != "LoadBalancer" or spec["externalTrafficPolicy"] != "Local":
+            spec.pop("healthCheckNodePort", None)
+            return
+        own = item["metadata"]["namespace"], item["metadata"]["name"]
+        taken |= {
+            other["spec"].get("healthCheckNodePort", 0)
+            for other in self._storage.all(SERVICE)
+            if (other["metadata"]["namespace"], other["metadata"]["name"]) != own
+        }
+        if not spec.get("healthCheckNodePort"):
+            spec["healthCheckNodePort"] = next(n for n in reversed(NODE_PORTS) if n not in taken)
+        elif spec["healthCheckNodePort"] in taken:
+            text = f"Invalid value: {spec['healthCheckNodePort']}: provided port is already allocated"
+            raise invalid(SERVICE, item["metadata"]["name"], [("spec.healthCheckNodePort", text)])
 
 
 def _default_pod(item: Object) -> None:
