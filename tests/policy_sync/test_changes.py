@@ -9,7 +9,7 @@ from tests.policy_sync.reference import Compiled, Packet
 
 from tidegate.records import IdentityKeys, PeerShard, Rules, Subject
 from tidegate.runtime import metrics
-from tidegate.store import Put
+from tidegate.store import Delete, Put
 
 WEB, DB = match(app="web"), match(app="db")
 DB_FOR_WEB = policy("shop/p", DB, ingress=[{"from": [{"podSelector": WEB}], "ports": [{"port": 80}]}])
@@ -196,6 +196,19 @@ async def test_an_older_copy_is_brought_up_to_date(world: World) -> None:
     before = world.values()
     world.store.restore(copy)
     await world.until(lambda: world.values() == before)
+
+
+async def test_an_identity_that_went_while_the_history_was_forgotten(world: World) -> None:
+    """A follower that must read everything again learns from what is not there, too."""
+    world.put(pod("shop/other", "10.0.0.20", {"app": "other"}))
+    await world.settle()
+    number = world.identity_of("shop", "other")
+    assert (str(number),) in world.records(Subject)
+    world.store.put_now([Delete(KEYS.identity(number))])
+    world.store.compact()
+    await world.settle()
+    assert world.store.relists > 0
+    assert (str(number),) not in world.records(Subject)
 
 
 async def test_records_that_somebody_else_damaged_are_mended_on_a_restart() -> None:
