@@ -59,6 +59,21 @@ def test_pods_that_are_no_endpoints(item: Object) -> None:
     assert pod_facts(parsed(objects.Pod, item)) is None
 
 
+@pytest.mark.parametrize("phase", ["Pending", "Running", "Unknown", ""])
+def test_in_every_other_phase_a_pod_is_an_endpoint(phase: str) -> None:
+    """Init containers send packets while the pod is Pending; of one that is Unknown only the kubelet is silent."""
+    assert pod_facts(parsed(objects.Pod, changed(POD, status={"phase": phase}))) is not None
+
+
+def test_a_pod_that_goes_has_its_address_until_it_has_finished() -> None:
+    item = changed(POD, metadata={"deletionTimestamp": "2026-01-01T00:00:30Z", "creationTimestamp": "2026-01-01"})
+    facts = pod_facts(parsed(objects.Pod, item))
+    assert facts is not None
+    assert facts.terminating
+    assert facts.created == "2026-01-01"
+    assert facts.addresses == (pack_address("10.0.0.1"),)
+
+
 @pytest.mark.parametrize(
     ("status", "addresses"),
     [
@@ -353,6 +368,22 @@ def test_a_slice_without_ports_or_endpoints() -> None:
 def test_slices_that_cannot_be_understood(item: Object) -> None:
     with pytest.raises(ObjectError):
         backends(item)
+
+
+def test_slices_of_the_other_family() -> None:
+    assert list(backends(endpoint_slice("shop/s", "web", "fd00::1", addressType="IPv6"))) == ["fd00::1"]
+
+
+SERVING = Backend(address=pack_address("10.0.0.1"), ready=False, serving=True)
+SERVING_AND_GOING = Backend(address=pack_address("10.0.0.1"), ready=False, serving=True, terminating=True)
+DOWN = Backend(address=pack_address("10.0.0.1"), ready=False, serving=False)
+
+
+@pytest.mark.parametrize(
+    ("better", "worse"), [(SERVING, DOWN), (SERVING_AND_GOING, DOWN), (SERVING, SERVING_AND_GOING)]
+)
+def test_of_two_slices_the_more_able_state_counts(better: Backend, worse: Backend) -> None:
+    assert merge([better, worse]) == merge([worse, better]) == better
 
 
 def test_an_address_in_two_slices_is_as_able_as_its_better_half() -> None:
