@@ -2,11 +2,12 @@
 
 import random
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 from tests.endpoint_sync.world import KEYS, Object, World, endpoint_slice, node, pod, service
 
-from tidegate.records import BackendShard, Endpoint, Identity, Service
+from tidegate.records import Backend, BackendShard, Endpoint, Identity, Service
 from tidegate.records.addresses import pack_address, unpack_address
 from tidegate.store import Delete
 
@@ -28,6 +29,12 @@ def addresses(world: World, pod_name: str) -> list[str]:
 def backends(world: World, name: str = "web") -> set[str]:
     shards = [record for key, record in world.records(BackendShard).items() if key[:2] == ("shop", name)]
     return {unpack_address(backend.address) for shard in shards for backend in shard.backends}
+
+
+def content(world: World, name: str) -> list[Backend]:
+    """In the order of the addresses; over how many shards they are spread depends on how many there were."""
+    shards = [record for key, record in world.records(BackendShard).items() if key[:2] == ("shop", name)]
+    return sorted((backend for shard in shards for backend in shard.backends), key=lambda b: b.address)
 
 
 # Costs
@@ -106,6 +113,29 @@ async def test_an_address_passes_from_the_pod_that_goes_to_the_one_that_comes(wo
     assert addresses(world, "next") == ["10.0.0.1"]
 
 
+@pytest.mark.parametrize("later", ["leaving", "staying"])
+async def test_an_address_is_of_the_pod_that_stays_whichever_is_younger(world: World, later: str) -> None:
+    created = {later: "2026-01-01T00:00:09Z"}
+    going: dict[str, Any] = {"deletionTimestamp": "2026-01-01T00:00:10Z"}
+    first = "2026-01-01T00:00:00Z"
+    await world.written(
+        pod("shop/leaving", "10.0.0.8", creationTimestamp=created.get("leaving", first), **going),
+        pod("shop/staying", "10.0.0.8", creationTimestamp=created.get("staying", first)),
+    )
+    assert (addresses(world, "leaving"), addresses(world, "staying")) == ([], ["10.0.0.8"])
+
+
+async def test_of_two_pods_that_stay_the_younger_has_the_address(world: World) -> None:
+    await world.written(
+        pod("shop/b", "10.0.0.8", creationTimestamp="2026-01-01T00:00:00Z"),
+        pod("shop/a", "10.0.0.8", creationTimestamp="2026-01-01T00:00:09Z"),
+    )
+    assert (addresses(world, "b"), addresses(world, "a")) == ([], ["10.0.0.8"])
+    world.delete("Pod", "shop", "a")
+    await world.settle()
+    assert addresses(world, "b") == ["10.0.0.8"]
+
+
 async def test_a_pod_that_has_finished_gives_its_address_back(world: World) -> None:
     done = pod("shop/web", "10.0.0.1", {"app": "web"})
     done["status"]["phase"] = "Succeeded"
@@ -156,6 +186,36 @@ async def test_a_slice_given_to_another_service(world: World) -> None:
     await world.written(service("shop/other", "10.96.0.2", 80))
     await world.written(endpoint_slice("shop/web-1", "other", "10.0.0.1"))
     assert (backends(world), backends(world, "other")) == (set(), {"10.0.0.1"})
+
+
+async def test_a_backend_that_is_no_longer_ready_is_written_at_once(world: World) -> None:
+    down = {"addresses": ["10.0.0.1"], "conditions": {"ready": False, "serving": True, "terminating": True}}
+    operations = world.store.operations
+    assert await world.written(endpoint_slice("shop/web-1", "web", down)) == {"backends/shop/web/0"}
+    assert world.store.operations - operations == 1
+    (backend,) = content(world, "web")
+    assert (backend.ready, backend.serving, backend.terminating) == (False, True, True)
+
+
+async def test_an_address_in_two_slices_is_merged_from_both(world: World) -> None:
+    going = {"addresses": ["10.0.0.1"], "conditions": {"ready": False, "serving": True, "terminating": True}}
+    await world.written(endpoint_slice("shop/web-2", "web", going, ports=[{"name": "other", "port": 9}]))
+    (backend,) = content(world, "web")
+    assert backend.ready
+    assert backend.ports == {"": 8080, "other": 9}
+    world.delete("EndpointSlice", "shop", "web-1")
+    await world.settle()
+    (backend,) = content(world, "web")
+    assert not backend.ready
+    assert backend.ports == {"other": 9}
+
+
+async def test_a_slice_of_no_service_is_nobodys_backends(world: World) -> None:
+    assert await world.written(endpoint_slice("shop/free", "", "10.0.0.3")) == set()
+    assert await world.written(endpoint_slice("shop/free", "web", "10.0.0.3")) != set()
+    assert backends(world) == {"10.0.0.1", "10.0.0.3"}
+    await world.written(endpoint_slice("shop/free", "", "10.0.0.3"))
+    assert backends(world) == {"10.0.0.1"}
 
 
 async def test_an_address_in_two_slices_goes_with_the_last(world: World) -> None:
@@ -323,40 +383,54 @@ def any_object(choice: random.Random) -> Object:
     if what == 2:
         return node(f"n{number}", f"172.16.0.{choice.randrange(1, 9)}", cidr=f"10.{number}.0.0/24")
     ips = [f"10.0.{choice.randrange(3)}.{n}" for n in range(choice.choice([0, 1, 3, 60]))]
-    return endpoint_slice(f"shop/e{choice.randrange(7)}", choice.choice(["", "s1", "s2", "s3"]), *dict.fromkeys(ips))
+    conditions = choice.choice([None, {"ready": False}, {"ready": False, "serving": True, "terminating": True}])
+    endpoints = [{"addresses": [ip], "conditions": conditions} for ip in dict.fromkeys(ips)]
+    ports = [{"name": "a", "port": choice.choice([80, 81])}, {"name": choice.choice("bc"), "port": 90}]
+    owner = choice.choice(["", "s1", "s2", "s3"])
+    return endpoint_slice(f"shop/e{choice.randrange(7)}", owner, *endpoints, ports=ports)
+
+
+def any_step(choice: random.Random, world: World, present: dict[tuple[str, str, str], Object]) -> None:
+    item = any_object(choice)
+    key = item["kind"], item["metadata"].get("namespace", ""), item["metadata"]["name"]
+    if key in present and choice.random() < 0.4:
+        world.delete(*key)
+        del present[key]
+    else:
+        world.put(item)
+        present[key] = item
 
 
 @pytest.mark.parametrize("seed", range(12))
 async def test_step_by_step_is_as_from_scratch(seed: int) -> None:
+    """What changes while nobody looks is found at the next start."""
     choice = random.Random(seed)  # noqa: S311  # to be repeated, not to be secret
     world = World()
     world.grace = 0.0
     present: dict[tuple[str, str, str], Object] = {}
-    async with world.running(policy=False):
-        for _ in range(200):
-            item = any_object(choice)
-            key = item["kind"], item["metadata"].get("namespace", ""), item["metadata"]["name"]
-            if key in present and choice.random() < 0.4:
-                world.delete(*key)
-                del present[key]
-            else:
-                world.put(item)
-                present[key] = item
-            if choice.random() < 0.3:
-                await world.settle()
-        world.endpoint_sync.collect()
-        await world.settle()
+    for _ in range(3):
+        async with world.running(policy=False):
+            for _ in range(80):
+                any_step(choice, world, present)
+                if choice.random() < 0.3:
+                    await world.settle()
+                if choice.random() < 0.1:
+                    world.endpoint_sync.collect()
+            world.endpoint_sync.collect()
+            await world.settle()
+            await compare(world, present)
+        for _ in range(15):
+            any_step(choice, world, present)
+
+
+async def compare(world: World, present: dict[tuple[str, str, str], Object]) -> None:
     fresh = World()
     fresh.put(*present.values())
     async with fresh.running(policy=False):
         assert without_shards(world) == without_shards(fresh)
-        assert members(world) == members(fresh)
+        for name in ("s1", "s2", "s3"):
+            assert content(world, name) == content(fresh, name)
 
 
 def without_shards(world: World) -> dict[str, bytes]:
     return {key: value for key, value in world.values().items() if not key.startswith("backends/")}
-
-
-def members(world: World) -> dict[str, set[str]]:
-    """Service → backends; over how many shards they are spread depends on how many there were."""
-    return {f"s{n}": backends(world, f"s{n}") for n in range(1, 4)}
