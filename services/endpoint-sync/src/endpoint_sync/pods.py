@@ -8,7 +8,7 @@ from endpoint_sync.normalise import ObjectError, PodFacts, identity_of, pod_fact
 from tidegate.kube import objects
 from tidegate.kube.track import Key
 from tidegate.kube.watch import Invalid
-from tidegate.records import Endpoint, IdentityKeys
+from tidegate.records import Endpoint, Identity, IdentityKeys, RecordError, decode
 from tidegate.store.publisher import Publisher
 
 KIND = "Pod"
@@ -27,6 +27,7 @@ class Pods:
         self._port_names: frozenset[str] = frozenset()
         self._facts: dict[Key, PodFacts] = {}
         self._numbers: dict[Key, int] = {}
+        self._kept: dict[Key, int] = {}  # not understood since the start → identity of its stored endpoint
         self._by_address: dict[bytes, set[Key]] = {}
 
     def changed(self, item: objects.Pod) -> None:
@@ -62,11 +63,33 @@ class Pods:
         self._publisher.problem(KIND, *key, reason)
         if key not in self._facts:  # nothing good was seen since the start: what the store has is the last good state
             self._publisher.keep(self._publisher.keys.endpoint(*key))
+            self._keep_identity(key, reason)
+
+    def _keep_identity(self, key: Key, reason: str) -> None:
+        """The identity of a stored endpoint has a user as long as that endpoint stands."""
+        if key in self._kept:
+            return
+        stored, keys = self._publisher.writer.stored, self._publisher.keys
+        endpoint = stored.get(keys.endpoint(*key))
+        if endpoint is None:
+            return
+        try:
+            identity = stored.get(keys.identity(decode(Endpoint, endpoint).identity))
+            if identity is not None:
+                self._kept[key] = self._identities.take(decode(Identity, identity))
+        except RecordError as error:
+            self._publisher.problem(KIND, *key, f"{reason}; nor can its stored records be read: {error}")
+
+    def _let_go(self, key: Key) -> None:
+        number = self._kept.pop(key, None)
+        if number is not None:
+            self._identities.release(number, self._clock())
 
     def _apply(self, key: Key, facts: PodFacts) -> None:
         before = self._facts.get(key)
         self._facts[key] = facts
         self._identify(key, facts)
+        self._let_go(key)
         affected = {key}
         old = before.addresses if before else ()
         for address in old:
@@ -81,6 +104,7 @@ class Pods:
 
     def _forget(self, key: Key) -> None:
         facts = self._facts.pop(key, None)
+        self._let_go(key)
         self._publisher.put(self._publisher.keys.endpoint(*key), None)
         if facts is None:
             return
