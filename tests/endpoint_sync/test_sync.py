@@ -9,7 +9,7 @@ from tests.endpoint_sync.world import KEYS, Object, World, endpoint_slice, node,
 
 from tidegate.records import Backend, BackendShard, Endpoint, Identity, Service
 from tidegate.records.addresses import pack_address, unpack_address
-from tidegate.store import Delete
+from tidegate.store import Delete, Put
 
 
 @pytest.fixture
@@ -286,6 +286,60 @@ async def test_what_was_good_before_a_restart_stays(bad: str) -> None:
         await world.settle()
         assert world.problems() == {}
         assert before.items() - world.values().items(), "what it stood for has gone with it"
+
+
+async def test_an_endpoint_that_stands_from_before_a_restart_keeps_its_identity() -> None:
+    """Until its pod is understood again or gone: an endpoint whose identity is no more would be closed."""
+    world = World()
+    world.grace = 0.0
+    world.put(pod("shop/web", "10.0.0.1", {"app": "web"}))
+    async with world.running(policy=False):
+        number = world.identity_of("shop", "web")
+    world.put(BAD["pod: address"][0])
+    async with world.running(policy=False):
+        for _ in range(2):  # told twice that it is bad
+            world.endpoint_sync.collect()
+            await world.settle()
+            assert world.identity_of("shop", "web") == number
+            assert (str(number),) in world.records(Identity)
+            world.put(BAD["pod: type"][0])
+            await world.settle()
+        world.put(pod("shop/web", "10.0.0.1", {"app": "else"}))
+        await world.settle()
+        world.endpoint_sync.collect()
+        await world.settle()
+        assert world.identity_of("shop", "web") != number
+        assert (str(number),) not in world.records(Identity)
+
+
+async def test_neither_the_pod_nor_its_stored_endpoint_can_be_read() -> None:
+    world = World()
+    world.put(pod("shop/web", "10.0.0.1", {"app": "web"}), pod("shop/fine", "10.0.0.2"))
+    async with world.running(policy=False):
+        pass
+    world.store.put_now([Put(KEYS.endpoint("shop", "web"), b"\xc1")])
+    world.put(BAD["pod: address"][0])
+    async with world.running(policy=False):
+        assert "nor can its stored records" in world.problems()["Pod shop/web"]
+        world.put(pod("shop/web", "10.0.0.3", {"app": "web"}))
+        await world.settle()
+        assert world.problems() == {}
+        assert (addresses(world, "web"), addresses(world, "fine")) == (["10.0.0.3"], ["10.0.0.2"])
+
+
+async def test_an_endpoint_that_stood_and_went_lets_its_identity_go() -> None:
+    world = World()
+    world.grace = 0.0
+    world.put(pod("shop/web", "10.0.0.1", {"app": "web"}))
+    async with world.running(policy=False):
+        pass
+    world.put(BAD["pod: address"][0])
+    async with world.running(policy=False):
+        world.delete("Pod", "shop", "web")
+        await world.settle()
+        world.endpoint_sync.collect()
+        await world.settle()
+        assert world.records(Identity) == {}
 
 
 # Starting again
