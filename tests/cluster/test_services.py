@@ -77,6 +77,17 @@ metadata: {{name: t-carts, namespace: shop}}
 spec: {{type: LoadBalancer, externalTrafficPolicy: Local, selector: {{app: cart}}, ports: [{{port: 7070}}]}}
 ---
 apiVersion: v1
+kind: Pod
+metadata: {{name: t-host, namespace: shop}}
+spec:
+  nodeName: node-2
+  terminationGracePeriodSeconds: 0
+  containers:
+  - name: responder
+    image: tidegate/responder
+    ports: [{{containerPort: 8080, hostPort: 18080}}, {{containerPort: 5353, hostPort: 18080, protocol: UDP}}]
+---
+apiVersion: v1
 kind: Service
 metadata: {{name: t-external, namespace: shop}}
 spec: {{externalIPs: [198.51.100.77], selector: {{app: cache}}, {PORTS}}}
@@ -156,6 +167,7 @@ def services(cluster: Cluster) -> Iterator[Cluster]:
     cluster.kubectl(
         "patch", "svc", "-n", "shop", "t-ranges", "--subresource=status", "--type=merge", "-p", RANGES_STATUS
     )
+    cluster.kubectl("wait", "--for=condition=Ready", "-n", "shop", "pod/t-host", "--timeout=60s")
     cluster.settle()
     yield cluster
     cluster.kubectl("delete", "-f", "-", text=MANIFEST)
@@ -283,6 +295,22 @@ def test_load_balancers_find_out_which_nodes_have_backends(services: Cluster) ->
                 "serviceProxyHealthy": True,
             }
             assert code == ("503" if node in missing else "200")
+
+
+@pytest.mark.parametrize("kind", ["TCP", "UDP"])
+def test_host_ports(services: Cluster, kind: str) -> None:
+    """From outside, from a pod elsewhere, and from a pod of the same node; on that node only."""
+    here, elsewhere = node_address(services, "node-2"), node_address(services, "node-1")
+    assert from_outside(services, here, 18080, kind, 3) == {"shop/t-host"}
+    assert from_outside(services, elsewhere, 18080, kind, 1) == REFUSED
+    for client in ("web-1", "web-2"):
+        program = [sys.executable, "-S", "-E", "-c", CLIENT, here, "18080", kind, "3"]
+        for command in (
+            services.command_in(f"shop/{client}", *program),
+            ["ip", "netns", "exec", services.layout.pod_namespace("shop", client), *program],
+        ):
+            seen = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+            assert json.loads(seen) == ["shop/t-host"]
 
 
 def test_a_backend_on_the_way_in_sees_the_client_and_others_see_the_node(services: Cluster) -> None:

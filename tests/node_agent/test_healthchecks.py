@@ -1,5 +1,6 @@
 """healthCheckNodePort: what is answered, as kube-proxy answers it, and when nobody listens."""
 
+import asyncio
 import json
 import socket
 from collections.abc import AsyncIterator
@@ -91,6 +92,17 @@ async def test_answers(served: Served) -> None:
     assert (await ask(one))[0] == 503
     with pytest.raises(aiohttp.ClientConnectorError):
         await ask(two)
+
+
+async def test_what_is_wanted_may_change_meanwhile(served: Served) -> None:
+    made, _ = served
+    want = {free_port(): HealthCheck("shop", "web", 1), free_port(): HealthCheck("shop", "db", 1)}
+    task = asyncio.create_task(made.apply(want))
+    await asyncio.sleep(0)
+    want[free_port()] = HealthCheck("shop", "late", 1)
+    await task
+    await made.apply(want)
+    assert [(await ask(port))[0] for port in want] == [200, 200, 200]
 
 
 async def test_a_port_that_is_taken_is_a_problem_until_it_is_free(served: Served) -> None:

@@ -8,6 +8,8 @@ from tidegate.records.addresses import is_ipv4
 
 # The selection for the policy Local of a service port has the port's number with this bit (types.h).
 LOCAL = 1 << 30
+# Numbers of the selections of host ports have this bit.
+HOST_PORT = 1 << 29
 
 LOOPBACK = bytes(10) + b"\xff\xff" + b"\x7f"
 
@@ -51,6 +53,11 @@ def numbers(service: Service, port: ServicePort) -> set[int]:
     return found
 
 
+def is_served(address: bytes) -> bool:
+    """Whether NodePorts and host ports are served on this address of the node's."""
+    return is_ipv4(address) and not address.startswith(LOOPBACK)
+
+
 def ranges(service: Service) -> Iterator[tuple[int, bytes, int]]:
     """Who may use the load balancer's addresses: number of a port, address, prefix length in the 128-bit form."""
     if service.load_balancer_ips:
@@ -72,8 +79,7 @@ def frontends(service: Service, own: Iterable[bytes]) -> Iterator[Frontend]:
             for port in service.ports:
                 ranges = bool(service.source_ranges) and not is_open
                 yield Frontend(address, port.port, port.protocol, port.id, external(service, port), ranges=ranges)
-    for address in own:
-        if is_ipv4(address) and not address.startswith(LOOPBACK):
-            for port in service.ports:
-                if port.node_port:
-                    yield Frontend(address, port.node_port, port.protocol, port.id, external(service, port))
+    for address in filter(is_served, own):
+        for port in service.ports:
+            if port.node_port:
+                yield Frontend(address, port.node_port, port.protocol, port.id, external(service, port))

@@ -32,11 +32,12 @@ class HealthChecks:
         self.problems: dict[int, str] = {}  # port → why nobody listens there
 
     async def apply(self, want: Mapping[int, HealthCheck]) -> None:
-        self._checks = dict(want)
-        for port in [port for port in self._sites if port not in want]:
+        """These are to be answered now; `want` may change while that is brought about."""
+        checks = self._checks = dict(want)
+        for port in [port for port in self._sites if port not in checks]:
             await self._sites.pop(port).stop()
-        self.problems = {port: reason for port, reason in self.problems.items() if port in want}
-        for port in want:
+        self.problems = {port: reason for port, reason in self.problems.items() if port in checks}
+        for port in checks:
             if port not in self._sites:
                 await self._listen(port)
 

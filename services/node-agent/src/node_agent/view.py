@@ -5,7 +5,9 @@ from typing import Any
 
 from node_agent.endpoints import EndpointView
 from node_agent.entries import Entries
+from node_agent.hostports import HostPortView
 from node_agent.policy import PolicyView
+from node_agent.selections import FrontendTable, SelectionTable
 from node_agent.services import ServiceView
 from node_agent.table import Tables
 from tidegate.records import (
@@ -34,14 +36,16 @@ class View:
         self._tables = tables
         self.policy = PolicyView(tables, entries)
         self.endpoints = EndpointView(own, tables, entries, self.policy)
-        self.services = ServiceView(own, tables, entries)
+        selections, leading = SelectionTable(tables, entries), FrontendTable(tables, entries)
+        self.services = ServiceView(own, tables, entries, selections, leading)
+        self.host_ports = HostPortView(own, selections, leading)
         self.problems: dict[str, str] = {}  # key → why it was not understood
         self._known: set[str] = set()
         self._loaded = False
         self._judged: set[int] = set()
         self._setters: dict[type, Callable[[tuple[str, ...], Any], None]] = {
             Node: lambda name, record: self._set_node(name[0], record),
-            Endpoint: lambda name, record: self.endpoints.set_endpoint((name[0], name[1]), record),
+            Endpoint: lambda name, record: self._set_endpoint((name[0], name[1]), record),
             Service: lambda name, record: self.services.set_service((name[0], name[1]), record),
             BackendShard: lambda name, record: self.services.set_shard((name[0], name[1]), int(name[2]), record),
             PeerShard: lambda name, record: self.policy.set_shard(int(name[0]), int(name[1]), record),
@@ -90,6 +94,10 @@ class View:
         else:
             self._known.add(key)
 
+    def _set_endpoint(self, key: tuple[str, str], record: Endpoint | None) -> None:
+        self.endpoints.set_endpoint(key, record)
+        self.host_ports.set_endpoint(key, record)
+
     def _set_node(self, name: str, record: Node | None) -> None:
         self.endpoints.set_node(name, record)
         if name == self._own:
@@ -99,6 +107,7 @@ class View:
         """The node's host routes to pods (address → ifindex) and its own addresses."""
         self.endpoints.set_host(pods, addresses)
         self.services.set_addresses(addresses)
+        self.host_ports.set_addresses(addresses)
         self.services.settle()
 
     def _set_subject(self, name: tuple[str, ...], record: Subject | None) -> None:
