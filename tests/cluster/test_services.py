@@ -9,10 +9,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import pytest
+from click.testing import CliRunner
 from tests.cluster.conftest import Cluster, equal
 
 from node_agent.loader import read_manifest
 from node_agent.maps import Maps
+from tidegate.cli import tidegate
 from tidegate.records.addresses import unpack_address
 
 pytestmark = [pytest.mark.root, pytest.mark.cluster, pytest.mark.timeout(300)]
@@ -333,6 +335,29 @@ def test_a_pod_asks_the_port_of_another_node(services: Cluster) -> None:
         command = services.command_in("shop/web-1", *program)
         seen = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         assert set(json.loads(seen)) == CACHE
+
+
+def test_the_command_says_who_is_chosen_and_why_the_others_are_not(
+    services: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tidegate.cli.services.RUN", services.layout.run)
+    asked = ["services", "--node", "node-3", "-n", "shop"]
+    result = CliRunner().invoke(tidegate, [*asked, "-o", "json"])
+    assert result.exit_code == 0, result.output
+    rows = {(row["name"], row["port"], row["traffic_policy"]): row for row in json.loads(result.output)}
+    elsewhere = rows["t-elsewhere", 7070, "Local"]
+    assert (elsewhere["backends"], elsewhere["frontends"]) == ([], ["10.96.7.2:7070"])
+    assert sorted(elsewhere["left_out"].values()) == [f"on node-{n}; the traffic policy is Local" for n in (1, 2)]
+    assert "Local" in elsewhere["refusal"]
+    balancer = rows["t-balancer", 6379, "Local"], rows["t-balancer", 6379, "Cluster"]
+    assert [len(row["backends"]) for row in balancer] == [1, 3]
+    assert "203.0.113.1:6379 (outside)" in balancer[0]["frontends"]
+    assert "203.0.113.1:6379 (in the cluster)" in balancer[1]["frontends"]
+    text = CliRunner().invoke(tidegate, asked).output
+    assert "none: the traffic policy is Local" in text
+    missing = CliRunner().invoke(tidegate, ["services", "--node", "nowhere"])
+    assert missing.exit_code == 1
+    assert "no agent of node nowhere" in missing.output
 
 
 def programmed(cluster: Cluster, node: str) -> set[str]:

@@ -4,7 +4,7 @@ from importlib.metadata import entry_points
 
 import click
 
-from tidegate.cli import commands, monitor, policy, status
+from tidegate.cli import commands, monitor, policy, services, status
 from tidegate.runtime.settings import CONTEXT_SETTINGS
 
 PLUGINS = "tidegate.commands"
@@ -34,7 +34,7 @@ def tidegate() -> None:
 
 for command in (
     status.status,
-    commands.services,
+    services.services,
     commands.identities,
     commands.endpoints,
     commands.decode,

@@ -45,6 +45,17 @@ async def status(agent: Found) -> dict[str, Any]:
         return {"node": agent.node, "ready": False, "error": f"the agent does not answer on {agent.socket}: {text}"}
 
 
+async def services(agent: Found) -> list[dict[str, Any]]:
+    """Which backends the node gives to whom, and why not the others. Raises OSError, aiohttp.ClientError."""
+    timeout = aiohttp.ClientTimeout(total=PATIENCE)
+    async with (
+        aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(agent.socket)), timeout=timeout) as session,
+        session.get("http://agent/services") as answer,
+    ):
+        found: list[dict[str, Any]] = await answer.json()
+        return found
+
+
 async def events(agent: Found, drops: bool, verdicts: bool) -> AsyncIterator[dict[str, Any]]:
     """Drops and verdicts as they happen, until the agent ends. Raises OSError, aiohttp.ClientError."""
     query = {"drops": str(int(drops)), "verdicts": str(int(verdicts))}

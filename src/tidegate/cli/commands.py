@@ -1,4 +1,4 @@
-"""`tidegate services`, `identities`, `endpoints`, `decode`, `version`."""
+"""`tidegate identities`, `endpoints`, `decode`, `version`."""
 
 import base64
 import importlib.metadata
@@ -9,79 +9,12 @@ from typing import Any
 import click
 
 from tidegate.cli import render
-from tidegate.cli.cluster import backends, load, reads_cluster
+from tidegate.cli.cluster import load, reads_cluster
 from tidegate.cli.output import output_option, show_json, show_table
-from tidegate.records import Backend, Endpoint, Identity, RecordError, Service, ServicePort
+from tidegate.records import Endpoint, Identity, RecordError
 from tidegate.records.addresses import unpack_address
 from tidegate.records.codec import unpack
 from tidegate.runtime.settings import CommonSettings
-
-
-def _state(backend: Backend) -> str:
-    if backend.ready:
-        return ""
-    return "terminating" if backend.terminating else "serving" if backend.serving else "not ready"
-
-
-def _service_row(
-    name: tuple[str, ...], service: Service, port: ServicePort, known: tuple[Backend, ...]
-) -> dict[str, Any]:
-    return {
-        "namespace": name[0],
-        "name": name[1],
-        "type": service.type,
-        "addresses": [unpack_address(address) for address in service.cluster_ips],
-        "port": port.port,
-        "port_name": port.name,
-        "protocol": render.protocol(port.protocol),
-        "id": port.id,
-        "backends": [
-            {
-                "address": unpack_address(backend.address),
-                "port": backend.ports[port.name],
-                "node": backend.node,
-                "state": _state(backend) or "ready",
-            }
-            for backend in known
-            if port.name in backend.ports
-        ],
-    }
-
-
-def _service_rows(namespace: str | None, common: CommonSettings) -> list[dict[str, Any]]:
-    cluster = load(common)
-    rows: list[dict[str, Any]] = []
-    for name, service in sorted(cluster.all(Service).items()):
-        if namespace in (None, name[0]):
-            rows += [_service_row(name, service, port, backends(cluster, name).backends) for port in service.ports]
-    return rows
-
-
-@click.command()
-@reads_cluster
-@click.option("-n", "--namespace", help="Only this namespace.")
-@output_option
-def services(common: CommonSettings, namespace: str | None, output: str) -> None:
-    """Services: frontends and backends, as etcd has them."""
-    rows = _service_rows(namespace, common)
-    if output == "json":
-        show_json(rows)
-        return
-    show_table(
-        ("service", "frontend", "backends"),
-        (
-            (
-                f"{row['namespace']}/{row['name']}",
-                " ".join(f"{address}:{row['port']}/{row['protocol']}" for address in row["addresses"]),
-                " ".join(
-                    f"{b['address']}:{b['port']}" + ("" if b["state"] == "ready" else f" ({b['state']})")
-                    for b in row["backends"]
-                )
-                or "none",
-            )
-            for row in rows
-        ),
-    )
 
 
 def _words(labels: dict[str, str]) -> str:

@@ -1,13 +1,16 @@
 """Services and their backends, as this node sees them. Pure."""
 
-from node_agent.choice import Place, Refusal, select
+from collections.abc import Iterator
+from typing import Any
+
+from node_agent.choice import Place, Refusal, select, why_not
 from node_agent.entries import PRESENT, Entries
 from node_agent.frontends import LOCAL, frontends, numbers, ranges
 from node_agent.healthchecks import HealthCheck
 from node_agent.selections import FrontendTable, SelectionTable
 from node_agent.table import Tables
 from tidegate.records import Backend, BackendShard, Service
-from tidegate.records.addresses import is_ipv4
+from tidegate.records.addresses import is_ipv4, unpack_address
 
 Key = tuple[str, str]
 
@@ -76,9 +79,7 @@ class ServiceView:
             self._leading.set(key, frontends(service, self._own) if service else ())
 
     def _program_backends(self, key: Key, service: Service | None) -> None:
-        # One address in two shards, as while they are spread anew, is one backend.
-        backends = {b.address: b for shard in self._shards.get(key, {}).values() for b in shard.backends}
-        known = [backend for backend in backends.values() if is_ipv4(backend.address)]
+        known = self._known(key)
         needed: set[int] = set()
         for port in service.ports if service else ():
             found = select([backend for backend in known if port.name in backend.ports], self._place)
@@ -93,6 +94,50 @@ class ServiceView:
             self._selections.empty(number)
         if needed:
             self._numbers[key] = needed
+
+    def _known(self, key: Key) -> list[Backend]:
+        # One address in two shards, as while they are spread anew, is one backend.
+        backends = {b.address: b for shard in self._shards.get(key, {}).values() for b in shard.backends}
+        return [backend for backend in backends.values() if is_ipv4(backend.address)]
+
+    def explain(self) -> Iterator[dict[str, Any]]:
+        """For people: each selection of each Service's ports, who gets it, and why a backend is not in it."""
+        for key, service in sorted(self._services.items()):
+            for port in service.ports:
+                known = [backend for backend in self._known(key) if port.name in backend.ports]
+                found = select(known, self._place)
+                for number in sorted(numbers(service, port)):
+                    local = bool(number & LOCAL)
+                    selection = found.local if local else found.cluster
+                    chosen, left_out = [], {}
+                    for backend in sorted(known, key=lambda backend: backend.address):
+                        text = f"{unpack_address(backend.address)}:{backend.ports[port.name]}"
+                        reason = why_not(backend, selection, self._place, local)
+                        if reason:
+                            left_out[text] = reason
+                        else:
+                            chosen.append(text)
+                    yield {
+                        "namespace": key[0],
+                        "name": key[1],
+                        "port": port.port,
+                        "protocol": port.protocol,
+                        "traffic_policy": "Local" if local else "Cluster",
+                        "frontends": self._leading_to(service, port.port, port.node_port, number),
+                        "backends": chosen,
+                        "left_out": left_out,
+                        "refusal": selection.refusal.value if selection.refusal else "",
+                    }
+
+    def _leading_to(self, service: Service, port: int, node_port: int, number: int) -> list[str]:
+        """Frontends of the port behind which some clients get this selection, and which clients."""
+        found = []
+        for frontend in frontends(service, self._own):
+            if frontend.port and frontend.port in (port, node_port) and number in (frontend.service, frontend.outside):
+                inside, outside = frontend.service == number, frontend.outside == number
+                whom = "" if inside and outside else " (in the cluster)" if inside else " (outside)"
+                found.append(f"{unpack_address(frontend.address)}:{frontend.port}{whom}")
+        return found
 
     def _check_health(self, key: Key, service: Service | None, backends: list[Backend]) -> None:
         before = self._health_ports.pop(key, None)

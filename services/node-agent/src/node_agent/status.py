@@ -108,6 +108,9 @@ def routes(agent: Agent, monitor: Monitor, health: Health, node: str) -> list[we
     async def show_status(_: web.Request) -> web.Response:
         return web.json_response(await status(agent, health, node))
 
+    async def show_services(_: web.Request) -> web.Response:
+        return web.json_response(list(agent.view.services.explain()))
+
     async def stream(request: web.Request) -> web.StreamResponse:
         bits = MONITOR_DROPS * (request.query.get("drops", "1") == "1")
         bits |= MONITOR_VERDICTS * (request.query.get("verdicts", "0") == "1")
@@ -121,4 +124,4 @@ def routes(agent: Agent, monitor: Monitor, health: Health, node: str) -> list[we
                     await response.write(json.dumps({"node": node, "lost": listener.lost}).encode() + b"\n")
                     listener.lost = 0
 
-    return [web.get("/status", show_status), web.get("/monitor", stream)]
+    return [web.get("/status", show_status), web.get("/services", show_services), web.get("/monitor", stream)]
