@@ -40,17 +40,67 @@ static int forward_translated(struct __sk_buff *skb, struct flow *flow)
 	return send_out(skb, flow);
 }
 
+/* The address under which connections from outside leave the device by which this packet came in. */
+static bool read_node_address(struct __sk_buff *skb, struct addr *node)
+{
+	u32 ifindex = skb->ifindex;
+	struct device *device = devices.lookup(&ifindex);
+	if (!device || !device->addr.w[3])
+		return false;
+	*node = device->addr;
+	return true;
+}
+
 static int deliver_to_backend(struct __sk_buff *skb, struct flow *flow)
 {
 	struct endpoint *backend = endpoints.lookup(&flow->destination);
 	if (backend && backend->ifindex)
 		return deliver_tracked(skb, flow, backend->ifindex);
-	u32 ifindex = skb->ifindex;
-	struct device *device = devices.lookup(&ifindex);
-	if (!device || !device->addr.w[3])
+	struct addr node;
+	if (!read_node_address(skb, &node))
 		return stop(flow, REASON_NO_NODE_ADDRESS);
-	struct addr node = device->addr;
 	return masquerade(skb, flow, &node) ? forward_translated(skb, flow) : NO_ACTION;
+}
+
+/* What the quoted packet went to as a Service's client's: sets flow->translation. */
+static bool find_translation(struct flow *flow)
+{
+	struct translation_key *key = &flow->translation_key, quoted = *key;
+	key->client = quoted.vip;
+	key->client_port = quoted.vip_port;
+	key->vip = quoted.client;
+	key->vip_port = quoted.client_port;
+	struct translation *known = translations.lookup(key);
+	*key = quoted;
+	if (!known)
+		return false;
+	flow->translation = *known;
+	return true;
+}
+
+/* An ICMP error to an address of the node or of a Service, about a connection from outside that we translated: it goes
+ * on to the end whose packet it is about, in that end's words. All others are the stack's. */
+static int handle_error(struct __sk_buff *skb, struct flow *flow)
+{
+	if (!read_quoted(skb, flow))
+		return TC_ACT_UNSPEC;
+	struct translation_key *quoted = &flow->translation_key;
+	set_masqueraded_key(&flow->masqueraded_key, quoted->protocol, &quoted->vip, quoted->vip_port, &quoted->client,
+			    quoted->client_port);
+	struct masqueraded *entry = masqueraded.lookup(&flow->masqueraded_key);
+	if (entry && entry->expires > seconds())
+		return unmasquerade_error(skb, flow, entry) ? forward_translated(skb, flow) : NO_ACTION;
+	if (!find_translation(flow))
+		return TC_ACT_UNSPEC;
+	struct endpoint *backend = endpoints.lookup(&flow->translation.backend);
+	if (backend && backend->ifindex) {
+		bool passed = translate_error(skb, flow) && relate(skb, flow);
+		return passed ? deliver_to_pod(skb, flow, backend->ifindex) : NO_ACTION;
+	}
+	struct addr node;
+	if (!read_node_address(skb, &node))
+		return stop(flow, REASON_NO_NODE_ADDRESS);
+	return masquerade_error(skb, flow, &node) ? forward_translated(skb, flow) : NO_ACTION;
 }
 
 /* Clients in the cluster are those with an address of a pod or a node. */
@@ -63,7 +113,11 @@ static u32 selection_for(struct flow *flow, struct frontend *frontend)
 static int handle_to_service(struct __sk_buff *skb, struct flow *flow, bool own)
 {
 	/* What we cannot read, or is no Service's, is the stack's business. */
-	if (!parse_transport(skb, flow) || flow->kind != KIND_PORTS)
+	if (!parse_transport(skb, flow))
+		return TC_ACT_UNSPEC;
+	if (flow->kind == KIND_ICMP_ERROR)
+		return handle_error(skb, flow);
+	if (flow->kind != KIND_PORTS)
 		return TC_ACT_UNSPEC;
 	struct masqueraded *entry = own ? find_masqueraded(flow) : NULL;
 	if (entry)

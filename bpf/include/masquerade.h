@@ -9,14 +9,14 @@
 #define MASQUERADE_ATTEMPTS 16
 #define MASQUERADE_STEP 7919
 
-static void set_masqueraded_key(struct masqueraded_key *key, struct flow *flow, const struct addr *backend,
+static void set_masqueraded_key(struct masqueraded_key *key, u8 protocol, const struct addr *backend,
 				__be16 backend_port, const struct addr *node, __be16 node_port)
 {
 	key->backend = *backend;
 	key->node = *node;
 	key->backend_port = backend_port;
 	key->node_port = node_port;
-	key->protocol = flow->protocol;
+	key->protocol = protocol;
 	key->pad[0] = key->pad[1] = key->pad[2] = 0;
 }
 
@@ -50,7 +50,7 @@ static __be16 known_port(struct flow *flow, const struct addr *node, u64 now)
 	__be16 *port = masquerades.lookup(&flow->masquerade_key);
 	if (!port)
 		return 0;
-	set_masqueraded_key(&flow->masqueraded_key, flow, &flow->destination, flow->destination_port, node, *port);
+	set_masqueraded_key(&flow->masqueraded_key, flow->protocol, &flow->destination, flow->destination_port, node, *port);
 	struct masqueraded *entry = masqueraded.lookup(&flow->masqueraded_key);
 	if (!entry || entry->expires <= now || !is_of_client(flow, entry))
 		return 0;
@@ -69,7 +69,7 @@ static __be16 new_port(struct flow *flow, const struct addr *node, u64 now)
 	u32 start = bpf_get_prandom_u32();
 	LOOP for (int i = 0; i < MASQUERADE_ATTEMPTS; i++) {
 		__be16 port = htons(MASQUERADE_FIRST + (start + i * MASQUERADE_STEP) % MASQUERADE_PORTS);
-		set_masqueraded_key(&flow->masqueraded_key, flow, &flow->destination, flow->destination_port, node, port);
+		set_masqueraded_key(&flow->masqueraded_key, flow->protocol, &flow->destination, flow->destination_port, node, port);
 		struct masqueraded *taken = masqueraded.lookup(&flow->masqueraded_key);
 		if (taken && taken->expires > now)
 			continue;
@@ -102,10 +102,44 @@ static bool masquerade(struct __sk_buff *skb, struct flow *flow, const struct ad
 /* A reply of a backend on another node, to this node's address: what it is really for. NULL: it is the node's own. */
 static struct masqueraded *find_masqueraded(struct flow *flow)
 {
-	set_masqueraded_key(&flow->masqueraded_key, flow, &flow->source, flow->source_port, &flow->destination,
+	set_masqueraded_key(&flow->masqueraded_key, flow->protocol, &flow->source, flow->source_port, &flow->destination,
 			    flow->destination_port);
 	struct masqueraded *entry = masqueraded.lookup(&flow->masqueraded_key);
 	return entry && entry->expires > seconds() ? entry : NULL;
+}
+
+/* An error about a packet that we masqueraded, from the backend's side: for the client, about what it sent. */
+static bool unmasquerade_error(struct __sk_buff *skb, struct flow *flow, struct masqueraded *entry)
+{
+	struct translation_key *quoted = &flow->translation_key;
+	struct masqueraded *of = &flow->masqueraded;
+	*of = *entry;
+	/* The backend itself is known to the client by the Service's address. */
+	if (same_addr(&flow->source, &quoted->vip) && !set_source(skb, flow, &of->vip, 0))
+		return false;
+	return set_quoted(skb, flow, true, quoted->client.w[3], &of->client, quoted->client_port, of->client_port) &&
+	       set_quoted(skb, flow, false, quoted->vip.w[3], &of->vip, quoted->vip_port, of->vip_port) &&
+	       set_destination(skb, flow, &of->client, 0);
+}
+
+/* An error from the client's side about a reply that we gave the Service's address: for the backend, about what it sent
+ * to this node. flow->translation is the client's. */
+static bool masquerade_error(struct __sk_buff *skb, struct flow *flow, const struct addr *node)
+{
+	struct translation_key *quoted = &flow->translation_key;
+	struct masquerade_key *key = &flow->masquerade_key;
+	key->client = quoted->vip;
+	key->backend = flow->translation.backend;
+	key->client_port = quoted->vip_port;
+	key->backend_port = flow->translation.backend_port;
+	key->protocol = quoted->protocol;
+	__be16 *known = masquerades.lookup(key);
+	if (!known)
+		return refuse(flow, REASON_ICMP_UNRELATED);
+	__be16 port = *known;
+	return set_quoted(skb, flow, true, quoted->client.w[3], &key->backend, quoted->client_port, key->backend_port) &&
+	       set_quoted(skb, flow, false, quoted->vip.w[3], node, quoted->vip_port, port) &&
+	       set_destination(skb, flow, &key->backend, 0);
 }
 
 static bool unmasquerade(struct __sk_buff *skb, struct flow *flow, struct masqueraded *entry)

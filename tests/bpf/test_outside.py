@@ -1,9 +1,11 @@
 """Clients outside the cluster, by way of a node's own addresses: backends on that node, and on another one."""
 
+import errno
 import socket
 import time
 
 import pytest
+from scapy.layers.inet import ICMP, IPerror, UDPerror
 from tests.bpf.topology import OUTSIDE, Cluster, Node, Pod
 from tests.bpf.traffic import (
     TCP,
@@ -149,6 +151,75 @@ def test_policy_of_the_backend(world: Cluster, target: str) -> None:
         connection.setblocking(False)
         connection.connect_ex((entrance.address, PORT))
         wait_for("it is dropped", lambda: backend.node.programs.counter("POLICY_INGRESS") > 0)
+
+
+@pytest.mark.parametrize("target", ["a", "c"])
+def test_a_closed_port_of_a_backend(world: Cluster, target: str) -> None:
+    """The error is about the client's packet, and comes from the address that it spoke to."""
+    node = world.nodes[0]
+    publish(node, pod(world, target), protocol=UDP)
+    with client(outside(world), socket.SOCK_DGRAM) as sender:
+        sender.connect((node.address, PORT))
+        sender.send(b"x")
+        with pytest.raises(ConnectionRefusedError):
+            sender.recv(100)
+    no_drops(world)
+
+
+@pytest.mark.parametrize("target", ["a", "c"])
+def test_a_client_that_is_gone(world: Cluster, target: str) -> None:
+    """Its kernel tells the backend, in the backend's words."""
+    node, backend = world.nodes[0], pod(world, target)
+    publish(node, backend, protocol=UDP)
+    with Server(backend, 8080, socket.SOCK_DGRAM) as server:
+        with client(outside(world), socket.SOCK_DGRAM) as sender:
+            sender.sendto(b"x", (node.address, PORT))
+            _, peer = server.socket.recvfrom(100)
+        server.socket.connect(peer)
+        server.socket.send(b"late")
+        with pytest.raises(ConnectionRefusedError):
+            server.socket.recv(100)
+    no_drops(world)
+
+
+IP_MTU_DISCOVER, IP_MTU, WANT = 10, 14, 1  # linux/in.h
+
+
+@pytest.mark.parametrize("target", ["a", "c"])
+def test_a_smaller_mtu_on_the_way_to_the_client(world: Cluster, target: str) -> None:
+    """A router there says so to the node, as it believes; the backend hears of it."""
+    node, backend = world.nodes[0], pod(world, target)
+    publish(node, backend, protocol=UDP)
+    with (
+        Server(backend, 8080, socket.SOCK_DGRAM) as server,
+        client(outside(world), socket.SOCK_DGRAM) as sender,
+        world.outside.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as router,
+    ):
+        sender.sendto(b"x", (node.address, PORT))
+        _, peer = server.socket.recvfrom(100)
+        server.socket.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, WANT)
+        server.socket.connect(peer)
+        backend.namespace.run("ip", "route", "flush", "cache")
+        assert server.socket.getsockopt(socket.IPPROTO_IP, IP_MTU) == 1500
+        port = sender.getsockname()[1]
+        about = IPerror(src=node.address, dst=OUTSIDE, flags="DF") / UDPerror(sport=PORT, dport=port, len=1400)
+        router.sendto(bytes(ICMP(type=3, code=4, nexthopmtu=1100) / about), (node.address, 0))
+        wait_for("the backend knows", lambda: server.socket.getsockopt(socket.IPPROTO_IP, IP_MTU) == 1100)
+        assert server.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.EMSGSIZE
+        server.socket.send(b"y" * 900)
+        assert sender.recvfrom(2000) == (b"y" * 900, (node.address, PORT))
+    backend.namespace.run("ip", "route", "flush", "cache")
+
+
+def test_errors_about_the_nodes_own_packets_are_its_own(world: Cluster) -> None:
+    node = world.nodes[0]
+    publish(node, pod(world, "c"), protocol=UDP)
+    with node.namespace.socket(socket.AF_INET, socket.SOCK_DGRAM) as own:
+        own.settimeout(10)
+        own.connect((OUTSIDE, 5999))
+        own.send(b"x")
+        with pytest.raises(ConnectionRefusedError):
+            own.recv(100)
 
 
 RANGES = [
