@@ -268,6 +268,25 @@ def test_addresses_come_and_go(network: Network) -> None:
     watched(network.node, work)
 
 
+def test_an_address_that_another_device_has_too_stays(network: Network) -> None:
+    gateway = pack_address("192.0.2.9")
+
+    async def work(watch: HostWatch, changes: list[None]) -> None:
+        node, host = network.node, watch.host
+        for name in ("vethone", "vethtwo"):
+            node.ip("link", "add", name, "type", "veth", "peer", "name", f"{name}p")
+            node.ip("addr", "add", "192.0.2.9/32", "dev", name)
+        await until("the address, twice", lambda: len([a for a, _ in host.assigned if a == gateway]) == 2)
+        gone = node.ifindex("vethone")
+        node.ip("link", "del", "vethone")
+        await until("the end of the device", lambda: gone not in host.devices)
+        assert gateway in host.addresses
+        node.ip("link", "del", "vethtwo")
+        await until("the end of the address", lambda: gateway not in host.addresses)
+
+    watched(network.node, work)
+
+
 # ---- routes to other nodes --------------------------------------------------------------------------------------
 
 

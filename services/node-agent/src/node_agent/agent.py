@@ -6,6 +6,7 @@ import os
 import struct
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
@@ -102,7 +103,7 @@ class Agent:
         self._devices = Devices(settings.pod_interfaces, settings.uplinks)
         self._refused: dict[int, str] = {}
         self._complete = False
-        self.written = 0
+        self.written: Counter[str] = Counter()  # map → entries written or removed
         self.maps: Maps
         self.tables: Tables
         self.view: View
@@ -231,7 +232,7 @@ class Agent:
         host = self._watch.host
         pods = {a: i for a, i in host.pods.items() if self._devices.programs(host.devices.get(i, "")) is not None}
         pods = {a: i for a, i in pods.items() if i not in uplinks}
-        self.view.set_host(pods, frozenset(host.addresses))
+        self.view.set_host(pods, host.addresses)
         entries = Entries(self.manifest.maps)
         present = dict(entries.device(index, self.view.endpoints.own_address) for index in uplinks)
         for key in self.tables.wanted("devices").keys() - present.keys():
@@ -263,7 +264,7 @@ class Agent:
         puts = step.puts[:count]
         # Of a map that turned out to be full, too: what was written must be known, or it could never be removed.
         self.tables.done(step.map, puts, step.deletes)
-        self.written += count
+        self.written[step.map] += count
         WRITES.labels(step.map).inc(count)
         if len(puts) == len(step.puts):
             return True

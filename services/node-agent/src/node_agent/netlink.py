@@ -20,11 +20,16 @@ FULL = {2: 32, 10: 128}  # AF_INET, AF_INET6 → length of a host route
 
 @dataclass
 class Host:
-    """`pods`: address → ifindex of the device that a host route leads to. `addresses`: the node's own."""
+    """`pods`: address → ifindex of the device that a host route leads to. `assigned`: the node's own addresses, each
+    with the ifindex of a device that has it: every pod's device may have the address of the pods' gateway."""
 
     devices: dict[int, str] = field(default_factory=dict)
     pods: dict[bytes, int] = field(default_factory=dict)
-    addresses: set[bytes] = field(default_factory=set)
+    assigned: set[tuple[bytes, int]] = field(default_factory=set)
+
+    @property
+    def addresses(self) -> frozenset[bytes]:
+        return frozenset(address for address, _ in self.assigned)
 
 
 class HostWatch:
@@ -74,6 +79,7 @@ class HostWatch:
             routed = index in self.host.pods.values()
             self.host.pods = {address: device for address, device in self.host.pods.items() if device != index}
         if not new:
+            self.host.assigned = {pair for pair in self.host.assigned if pair[1] != index}
             return self.host.devices.pop(index, None) is not None
         name = message.get_attr("IFLA_IFNAME")
         if self.host.devices.get(index) == name:
@@ -101,11 +107,11 @@ class HostWatch:
         text = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
         if text is None:
             return False
-        address = pack_address(text)
-        if new == (address in self.host.addresses):
+        pair = pack_address(text), message["index"]
+        if new == (pair in self.host.assigned):
             return False
         if new:
-            self.host.addresses.add(address)
+            self.host.assigned.add(pair)
         else:
-            self.host.addresses.discard(address)
+            self.host.assigned.discard(pair)
         return True

@@ -88,7 +88,8 @@ async def status(agent: Agent, health: Health, node: str) -> dict[str, Any]:
         "devices": {str(index): name for index, name in sorted(agent.attachments.devices.items())},
         "repairs": agent.attachments.repairs,
         "guard": guard,
-        "map_writes_total": agent.written,
+        "map_writes_total": agent.written.total(),
+        "map_writes": dict(+agent.written),
         "maps": {
             name: {"entries": len(agent.tables.have(name)), "capacity": agent.maps[name].max_entries} for name in ORDER
         },
