@@ -2,10 +2,12 @@
 
 import asyncio
 import ctypes
+import json
 import os
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -56,6 +58,13 @@ class Namespace:
 
     def ip(self, *words: str) -> str:
         return self.run("ip", *words)
+
+    def wait_for_devices(self) -> None:
+        """The kernel tells itself of a carrier a little later, and sends nothing before."""
+        ends = time.monotonic() + PATIENCE
+        while any(link["operstate"] == "DOWN" for link in json.loads(self.ip("-j", "link"))):
+            assert time.monotonic() < ends, f"{self.name}: a device has no carrier: {self.ip('link')}"
+            time.sleep(0.01)
 
     def ifindex(self, device: str) -> int:
         with self.entered():
@@ -109,6 +118,10 @@ class Network:
 
     def __init__(self) -> None:
         self.node, self.pod, self.outside = Namespace("node"), Namespace("pod"), Namespace("out")
+        for namespace in (self.node, self.pod, self.outside):
+            with namespace.entered():
+                # A packet sent while an address is still being checked would be lost.
+                Path("/proc/sys/net/ipv6/conf/default/dad_transmits").write_text("0")
         for device, peer, near, far in (
             ("vethpod", self.pod, (f"{self.GATEWAY}/32", f"{self.GATEWAY6}/64"), (f"{self.POD}/24", f"{self.POD6}/64")),
             (
@@ -133,6 +146,9 @@ class Network:
         with self.node.entered():
             Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
             Path("/proc/sys/net/ipv6/conf/all/forwarding").write_text("1")
+
+        for namespace in (self.node, self.pod, self.outside):
+            namespace.wait_for_devices()
 
     def remove(self) -> None:
         for namespace in (self.pod, self.outside, self.node):
