@@ -108,7 +108,7 @@ struct flow {
 	struct answer answer;
 };
 
-BPF_F_TABLE("percpu_array", u32, struct flow, scratch, 1, 0);
+MAP_PRIVATE("percpu_array", scratch, struct flow, 1);
 
 static struct flow *new_flow(u8 hook, u8 direction)
 {

@@ -1,7 +1,6 @@
 /* All maps. Each is pinned under <bpffs>/maps/<its name>.
  *
- * The loader defines PIN_<map> as ":<path>" where a pinned map is to be used again, else as "".
- * SIZE_<map> is the number of entries; the loader's --size <map>=N goes before these defaults.
+ * SIZE_<map> is the number of entries; the loader's --size <map>=N takes the place of these defaults, which no code depends on.
  * OWNED_BY_PROGRAMS lists the maps that only programs fill: where their definition changed, the loader replaces them
  * by fresh ones. All others are the agent's and changing them is an error that the loader reports.
  */
@@ -73,12 +72,15 @@
 	counters events_drops events_verdicts events_lost
 
 /* Hash maps of the agent take memory as they fill, not beforehand. */
-#define MAP_HASH(name, key, value) BPF_F_TABLE("hash" PIN_##name, key, value, name, SIZE_##name, BPF_F_NO_PREALLOC)
-#define MAP_LPM(name, key, value) BPF_F_TABLE("lpm_trie" PIN_##name, key, value, name, SIZE_##name, BPF_F_NO_PREALLOC)
-#define MAP_LRU(name, key, value) BPF_F_TABLE("lru_hash" PIN_##name, key, value, name, SIZE_##name, 0)
-#define MAP_ARRAY(kind, name, value, size) BPF_F_TABLE(kind PIN_##name, u32, value, name, size, 0)
+#define MAP_HASH(name, key, value) BPF_F_TABLE("hash", key, value, name, SIZE_##name, BPF_F_NO_PREALLOC)
+#define MAP_LPM(name, key, value) BPF_F_TABLE("lpm_trie", key, value, name, SIZE_##name, BPF_F_NO_PREALLOC)
+#define MAP_LRU(name, key, value) BPF_F_TABLE("lru_hash", key, value, name, SIZE_##name, 0)
+#define MAP_ARRAY(kind, name, value, size) BPF_F_TABLE(kind, u32, value, name, size, 0)
 
-/* Like BPF_RINGBUF_OUTPUT, but pinnable and with the type of what is in it. */
+/* Not pinned: each generation of programs has its own. */
+#define MAP_PRIVATE(kind, name, value, size) BPF_F_TABLE(kind, u32, value, name, size, 0)
+
+/* Like BPF_RINGBUF_OUTPUT, but with the type of what is in it. */
 #define MAP_RINGBUF(name, value)                           \
 	struct name##_table_t {                            \
 		int key;                                   \
@@ -89,7 +91,7 @@
 		void (*ringbuf_submit)(void *, u64);       \
 		u32 max_entries;                           \
 	};                                                 \
-	__attribute__((section("maps/ringbuf" PIN_##name))) \
+	__attribute__((section("maps/ringbuf"))) \
 	struct name##_table_t name = { .max_entries = SIZE_##name * 4096 }
 
 /* Entries in arrays whose number the code decides. */

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,8 +19,13 @@ from node_agent.loader import read_manifest
 SIZES = ["endpoints=1024", "backends=4096", "members=4096", "rules=1024", "connections=4096", "connections_new=4096"]
 
 
+_BESIDE = tempfile.TemporaryDirectory(prefix="tgt-bpf-")
+COMPILED = Path(_BESIDE.name)  # what this run has compiled
+
+
 def run_loader(bpffs: Path, state: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "node_agent.loader", "--bpffs", str(bpffs), "--state", str(state), *options]
+    command = [sys.executable, "-m", "node_agent.loader", "--bpffs", str(bpffs), "--state", str(state)]
+    command += ["--cache", str(COMPILED), *options]
     return subprocess.run(command, check=False, capture_output=True, text=True)
 
 

@@ -1,6 +1,7 @@
 """The loader: what it leaves behind, above all when something goes wrong."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from tests.bpf.conftest import run_loader
 
 from node_agent.loader import Manifest, prune, read_manifest
 from node_agent.loader.layout import parse_layout
+from node_agent.loader.objects import KEPT, Object, read_object, write_object
 from node_agent.loader.source import find_source, read_source
 
 MAPS_H = """
@@ -26,8 +28,8 @@ MAPS_H = """
 #define OWNED_BY_PROGRAMS theirs
 #define REASONS(REASON) REASON(0, FORWARDED, "forwarded") \\
 	REASON(1, OTHER, "another one")
-#define MAP_HASH(name, key, value) BPF_F_TABLE("hash" PIN_##name, key, value, name, SIZE_##name, BPF_F_NO_PREALLOC)
-#define MAP_LRU(name, key, value) BPF_F_TABLE("lru_hash" PIN_##name, key, value, name, SIZE_##name, 0)
+#define MAP_HASH(name, key, value) BPF_F_TABLE("hash", key, value, name, SIZE_##name, BPF_F_NO_PREALLOC)
+#define MAP_LRU(name, key, value) BPF_F_TABLE("lru_hash", key, value, name, SIZE_##name, 0)
 struct addr { u32 w[4]; };
 struct key { struct addr addr; __be16 port; u8 pad[2]; };
 struct value { u64 number; u32 flags; };
@@ -54,9 +56,10 @@ class Place:
     source: Path
     bpffs: Path
     state: Path
+    cache: Path
 
     def load(self, *options: str) -> subprocess.CompletedProcess[str]:
-        return run_loader(self.bpffs, self.state, "--source", str(self.source), *options)
+        return run_loader(self.bpffs, self.state, "--cache", str(self.cache), "--source", str(self.source), *options)
 
     def loaded(self, *options: str) -> Manifest:
         result = self.load(*options)
@@ -94,7 +97,7 @@ def place(bpffs: Path, tmp_path: Path) -> Iterator[Place]:
         (source / name).write_text(text)
     shutil.copytree(find_source() / "stubs", source / "stubs")
     directory = bpffs / "loader"
-    yield Place(source, directory, tmp_path / "state")
+    yield Place(source, directory, tmp_path / "state", tmp_path / "cache")
     shutil.rmtree(directory, ignore_errors=True)
 
 
@@ -124,8 +127,45 @@ def test_nothing_is_compiled_twice(place: Place) -> None:
     ids = place.map_ids()
     # Without a compiler's input: were it needed, this would fail.
     shutil.rmtree(place.source / "stubs")
-    assert "nothing compiled" in place.load().stdout
+    assert "already loaded" in place.load().stdout
     assert (place.manifest(), place.map_ids()) == (before, ids)
+
+
+@pytest.mark.root
+def test_after_a_reboot_what_was_compiled_is_loaded_again(place: Place) -> None:
+    assert "compiled and loaded" in place.load().stdout
+    before = place.manifest()
+    shutil.rmtree(place.bpffs)
+    shutil.rmtree(place.state)
+    shutil.rmtree(place.source / "stubs")
+    shown = place.load("--size", "ours=32").stdout
+    assert "loaded" in shown
+    assert "compiled" not in shown
+    after = place.manifest()
+    assert after.programs.keys() == before.programs.keys()
+    assert after.digest != before.digest
+    assert after.maps["ours"].max_entries == 32
+    assert after.maps["theirs"].max_entries == 16
+
+
+@pytest.mark.root
+def test_what_is_no_object_is_compiled_again(place: Place) -> None:
+    place.loaded()
+    (found,) = place.cache.iterdir()
+    found.write_bytes(b"\x93\x01")
+    shutil.rmtree(place.bpffs)
+    assert "compiled and loaded" in place.load().stdout
+    shutil.rmtree(place.bpffs)
+    assert "compiled" not in place.load().stdout
+
+
+def test_a_cache_keeps_the_latest(tmp_path: Path) -> None:
+    for number in range(KEPT + 2):
+        write_object(tmp_path, str(number), Object({}, {}))
+        os.utime(tmp_path / str(number), (number, number))
+    assert {path.name for path in tmp_path.iterdir()} == {str(number) for number in range(2, KEPT + 2)}
+    assert read_object(tmp_path, "0") is None
+    assert read_object(tmp_path, "2") == Object({}, {})
 
 
 @pytest.mark.root
@@ -146,10 +186,10 @@ def test_changed_source_gets_new_programs_and_the_same_maps(place: Place) -> Non
 def test_lost_pins_are_made_again(place: Place) -> None:
     manifest = place.loaded()
     Path(manifest.programs["to_pod"].path).unlink()
-    assert "compiled and loaded" in place.load().stdout
+    assert "already" not in place.load().stdout
     assert Path(manifest.programs["to_pod"].path).exists()
     Path(manifest.maps["ours"].path).unlink()
-    assert "compiled and loaded" in place.load().stdout
+    assert "already" not in place.load().stdout
     assert Path(manifest.maps["ours"].path).exists()
 
 

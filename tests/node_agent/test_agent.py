@@ -10,6 +10,7 @@ from pathlib import Path
 
 import aiohttp
 import pytest
+from tests.bpf.conftest import COMPILED
 from tests.bpf.kernel import Loaded
 from tests.node_agent.conftest import SIZES
 from tests.node_agent.netns import Network, until
@@ -64,7 +65,7 @@ class World:
     def __init__(self, network: Network, loaded: Loaded, cgroup: Path) -> None:
         self.network, self.loaded = network, loaded
         self.store = MemoryStore()
-        self.settings = NodeSettings(OWN, loaded.bpffs, loaded.state, cgroup, ("eth0",), "veth*", "auto", ())
+        self.settings = NodeSettings(OWN, loaded.bpffs, loaded.state, COMPILED, cgroup, ("eth0",), "veth*", "auto", ())
 
     @asynccontextmanager
     async def agent(self) -> AsyncIterator[tuple[Agent, Health]]:

@@ -19,6 +19,7 @@ from node_agent import links
 from node_agent.attach import POD_PROGRAMS, UPLINK_PROGRAMS, Attachments, Devices
 from node_agent.loader import Manifest, read_manifest
 from node_agent.loader.source import find_source
+from node_agent.syscall import bpf
 
 pytestmark = pytest.mark.root
 
@@ -148,7 +149,7 @@ def test_a_detached_tcx_link_is_put_back(attachments: Open, network: Network, lo
     index = attach(opened, network)
     name = f"tcx_{index}_egress"
     link = links.open_pin(loaded.bpffs / "links" / name)
-    links._bpf(34, struct.pack("=I", link), "detach a link")  # BPF_LINK_DETACH: the pin stays, attached to nothing
+    bpf(34, struct.pack("=I", link), "detach a link")  # BPF_LINK_DETACH: the pin stays, attached to nothing
     os.close(link)
     assert link_of(loaded.bpffs, name)[2] == 0
     attach(opened, network)

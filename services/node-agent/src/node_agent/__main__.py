@@ -8,6 +8,7 @@ import click
 
 from node_agent import nft
 from node_agent.agent import Agent, LoadError, NodeSettings, run_loader, write_whereabouts
+from node_agent.loader import CACHE
 from node_agent.machine import check
 from node_agent.monitor import Monitor
 from node_agent.status import KernelCollector, routes
@@ -29,6 +30,7 @@ _DIRECTORY = click.Path(path_type=Path, file_okay=False)
 @click.option("--node", default=socket.gethostname, show_default="the host's name", help="Name of this Node.")
 @click.option("--bpffs", type=_DIRECTORY, default=None, help="Directory for pins. [default: /sys/fs/bpf/tidegate/NODE]")
 @click.option("--state", type=_DIRECTORY, default=None, help="Manifest and socket. [default: /run/tidegate/NODE]")
+@click.option("--cache", type=_DIRECTORY, default=CACHE, help="For compiled programs: no source is compiled twice.")
 @click.option("--cgroup", type=_DIRECTORY, default=Path("/sys/fs/cgroup"), help="cgroup v2 directory of the pods.")
 @click.option(
     "--uplink", multiple=True, default=["eth0"], help="Device to other nodes and the outside; may be repeated."
@@ -41,6 +43,7 @@ def main(
     node: str,
     bpffs: Path | None,
     state: Path | None,
+    cache: Path,
     cgroup: Path,
     uplink: tuple[str, ...],
     pod_interfaces: str,
@@ -52,6 +55,7 @@ def main(
         node=node,
         bpffs=bpffs or Path("/sys/fs/bpf/tidegate") / node,
         state=state or Path("/run/tidegate") / node,
+        cache=cache,
         cgroup=cgroup,
         uplinks=uplink,
         pod_interfaces=pod_interfaces,

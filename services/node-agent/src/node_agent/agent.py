@@ -51,6 +51,7 @@ class NodeSettings:
     node: str
     bpffs: Path
     state: Path
+    cache: Path
     cgroup: Path
     uplinks: tuple[str, ...]
     pod_interfaces: str
@@ -67,6 +68,7 @@ async def run_loader(settings: NodeSettings) -> Manifest:
         "node_agent.loader",
         f"--bpffs={settings.bpffs}",
         f"--state={settings.state}",
+        f"--cache={settings.cache}",
         *sizes,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,

@@ -1,54 +1,23 @@
-"""bpf(2) for links: programs on tcx hooks and cgroups, pinned so that they outlive the agent.
-
-Debian's libbpf 1.1 does not know the options of tcx links, so the system call is made here.
-"""
+"""Links: programs on tcx hooks and cgroups, pinned so that they outlive the agent."""
 
 import ctypes
 import errno
 import os
 import struct
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
-_NR_BPF = {"x86_64": 321, "aarch64": 280}
+from node_agent.loader.programs import ATTACH_NUMBERS as ATTACH
+from node_agent.syscall import bpf
 
 LOOPBACK = 1  # ifindex, in every network namespace
 
 OBJ_PIN, OBJ_GET, GET_INFO, LINK_CREATE, LINK_UPDATE = 6, 7, 15, 28, 29
 
-ATTACH = {
-    "tcx_ingress": 46,
-    "tcx_egress": 47,
-    "cgroup_inet4_connect": 10,
-    "cgroup_inet6_connect": 11,
-    "cgroup_udp4_sendmsg": 14,
-    "cgroup_udp6_sendmsg": 15,
-    "cgroup_udp4_recvmsg": 19,
-    "cgroup_udp6_recvmsg": 20,
-    "cgroup_inet4_getpeername": 29,
-    "cgroup_inet6_getpeername": 30,
-}
-
-
-@cache
-def _syscall() -> ctypes.CDLL:
-    return ctypes.CDLL(None, use_errno=True)
-
-
-def _bpf(command: int, attributes: bytes, what: str) -> int:
-    room = ctypes.create_string_buffer(attributes, 128)
-    number = _NR_BPF[os.uname().machine]
-    result = int(_syscall().syscall(number, command, room, 128))
-    if result < 0:
-        code = ctypes.get_errno()
-        raise OSError(code, f"{what}: {os.strerror(code)}")
-    return result
-
 
 def _path_call(command: int, path: Path, fd: int, what: str) -> int:
     name = ctypes.create_string_buffer(os.fsencode(path))
-    return _bpf(command, struct.pack("=QII", ctypes.addressof(name), fd, 0), what)
+    return bpf(command, struct.pack("=QII", ctypes.addressof(name), fd, 0), what)
 
 
 def open_pin(path: Path) -> int:
@@ -65,12 +34,12 @@ def create(program: int, target: int, attach: str) -> int:
 
     Raises OSError; EINVAL where the kernel does not know the hook (tcx: before 6.6).
     """
-    return _bpf(LINK_CREATE, struct.pack("=IIII", program, target, ATTACH[attach], 0), f"attach to {attach}")
+    return bpf(LINK_CREATE, struct.pack("=IIII", program, target, ATTACH[attach], 0), f"attach to {attach}")
 
 
 def update(link: int, program: int) -> None:
     """Puts another program in the place of the link's, as one step."""
-    _bpf(LINK_UPDATE, struct.pack("=IIII", link, program, 0, 0), "replace the program of a link")
+    bpf(LINK_UPDATE, struct.pack("=IIII", link, program, 0, 0), "replace the program of a link")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +52,7 @@ class LinkInfo:
 
 def _info(fd: int, size: int) -> bytes:
     room = ctypes.create_string_buffer(size)
-    _bpf(GET_INFO, struct.pack("=IIQ", fd, size, ctypes.addressof(room)), "ask the kernel about an eBPF object")
+    bpf(GET_INFO, struct.pack("=IIQ", fd, size, ctypes.addressof(room)), "ask the kernel about an eBPF object")
     return room.raw
 
 

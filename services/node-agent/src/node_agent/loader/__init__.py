@@ -4,6 +4,10 @@
 (about 190 MB) into whoever imports it. Nothing else in this distribution imports `bcc`, and importing this package
 does not either: what the agent needs of the loader (`Manifest`, `read_manifest`, `prune`) is free of it.
 
+Steps, each in a module: the text (`source`), its instructions and the shapes of its maps (`compile`, the only one with
+BCC), kept in a cache under a digest of text and BCC version (`objects`), given to the kernel with the descriptors of
+maps (`programs`), and pinned (`pins`). So no source is compiled twice, not even after a reboot, which empties bpffs.
+
 Under the bpffs directory:
 
 - `maps/<name>`: one pin a map, shared by all generations of programs;
@@ -22,6 +26,7 @@ A map that is pinned with another definition than the source wants (type, sizes,
 """
 
 from node_agent.loader.manifest import Field, Layout, Manifest, MapEntry, ProgramEntry, read_manifest
+from node_agent.loader.objects import CACHE
 from node_agent.loader.pins import prune
 
-__all__ = ["Field", "Layout", "Manifest", "MapEntry", "ProgramEntry", "prune", "read_manifest"]
+__all__ = ["CACHE", "Field", "Layout", "Manifest", "MapEntry", "ProgramEntry", "prune", "read_manifest"]

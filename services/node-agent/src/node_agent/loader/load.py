@@ -4,16 +4,15 @@ import fcntl
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from node_agent.loader.build import PROGRAMS, BuildError, BuiltMap, Module, definition_of
 from node_agent.loader.manifest import Manifest, MapEntry, ProgramEntry, read_manifest, write_manifest
+from node_agent.loader.objects import MapShape, Object, read_object, write_object
 from node_agent.loader.pins import Definition, definition, is_bpffs, opened, pin
-from node_agent.loader.source import Source, read_source
-
-__all__ = ["BuildError", "MapMismatchError", "Outcome", "load"]
+from node_agent.loader.programs import PROGRAMS, create_map, load_program
+from node_agent.loader.source import COMPILED_ENTRIES, Source, read_source
 
 
 class MapMismatchError(Exception):
@@ -23,12 +22,24 @@ class MapMismatchError(Exception):
 @dataclass(frozen=True)
 class Outcome:
     manifest: Manifest
-    compiled: bool
+    compiled: bool  # otherwise it came from the cache, if it was needed
+    loaded: bool
     replaced: tuple[str, ...] = ()  # maps that were pinned with another definition
 
 
-def load(bpffs: Path, state: Path, source_dir: Path, sizes: Mapping[str, int], *, recreate: bool = False) -> Outcome:
-    """Brings pins and manifest to what the source says. Raises BuildError, MapMismatchError, OSError, ValueError."""
+@dataclass(frozen=True)
+class Places:
+    bpffs: Path
+    state: Path
+    cache: Path
+
+
+def load(places: Places, source_dir: Path, sizes: Mapping[str, int], *, recreate: bool = False) -> Outcome:
+    """Brings pins and manifest to what the source says.
+
+    Raises BuildError, RefusedError, MapMismatchError, ImportError, OSError, ValueError.
+    """
+    bpffs, state = places.bpffs, places.state
     bpffs.mkdir(parents=True, exist_ok=True)
     if not is_bpffs(bpffs):
         raise ValueError(f"{bpffs} is not in a bpf file system: mount -t bpf bpf /sys/fs/bpf")
@@ -37,8 +48,8 @@ def load(bpffs: Path, state: Path, source_dir: Path, sizes: Mapping[str, int], *
     with _locked(state):
         have = read_manifest(state)
         if have is not None and have.digest == source.digest and _complete(have, bpffs):
-            return Outcome(have, compiled=False)
-        return _build(bpffs, state, source_dir, source, have, recreate=recreate)
+            return Outcome(have, compiled=False, loaded=False)
+        return _build(places, source_dir, source, have, recreate=recreate)
 
 
 @contextmanager
@@ -76,51 +87,69 @@ def _complete(manifest: Manifest, bpffs: Path) -> bool:
     return True
 
 
-def _build(
-    bpffs: Path, state: Path, source_dir: Path, source: Source, have: Manifest | None, *, recreate: bool
-) -> Outcome:
-    maps = bpffs / "maps"
+def _build(places: Places, source_dir: Path, source: Source, have: Manifest | None, *, recreate: bool) -> Outcome:
+    content = read_object(places.cache, source.object_key)
+    compiled = content is None
+    if content is None:
+        from node_agent.loader.compile import compile_source
+
+        content = compile_source(source, source_dir)
+        write_object(places.cache, source.object_key, content)
+    wanted = {name: _sized(source, name, shape) for name, shape in content.maps.items()}
+    maps = places.bpffs / "maps"
     maps.mkdir(exist_ok=True)
-    reuse = {name: maps / name for name in source.maps if (maps / name).exists()}
-    module = Module(source, source_dir, reuse)
-    built = module.maps()
-    differing = _differing(built, reuse, have)
-    if differing:
-        refused = {name: text for name, text in differing.items() if name not in source.owned_by_programs}
-        if refused and not recreate:
-            raise MapMismatchError(
-                "\n".join(f"map {name}: {text}" for name, text in refused.items())
-                + "\nThese maps hold what the agent wrote. Load with the sizes they have, or with --recreate"
-            )
-        reuse = {name: path for name, path in reuse.items() if name not in differing}
-        module = Module(source, source_dir, reuse)
-        built = module.maps()
-    programs = {name: module.load(name) for name in PROGRAMS}
-    manifest = _manifest(bpffs, source, built)
-    _pin(bpffs, source.digest, programs, {name: entry.fd for name, entry in built.items() if name not in reuse})
-    write_manifest(state, manifest)
-    return Outcome(manifest, compiled=True, replaced=tuple(differing))
+    pinned = {name: maps / name for name in source.maps if (maps / name).exists()}
+    differing = _differing(content, wanted, pinned, have)
+    refused = {name: text for name, text in differing.items() if name not in source.owned_by_programs}
+    if refused and not recreate:
+        raise MapMismatchError(
+            "\n".join(f"map {name}: {text}" for name, text in refused.items())
+            + "\nThese maps hold what the agent wrote. Load with the sizes they have, or with --recreate"
+        )
+    with ExitStack() as stack:
+        fresh = {
+            name: _kept(stack, create_map(name, wanted[name]))
+            for name in wanted
+            if name in differing.keys() | wanted.keys() - pinned.keys()
+        }
+        fds = fresh | {name: stack.enter_context(opened(pinned[name])) for name in wanted.keys() - fresh.keys()}
+        programs = {name: _kept(stack, load_program(name, content.programs[name].linked(fds))) for name in PROGRAMS}
+        manifest = _manifest(places.bpffs, source, content, wanted)
+        _pin(places.bpffs, source.digest, programs, {name: fd for name, fd in fresh.items() if name in source.maps})
+    write_manifest(places.state, manifest)
+    return Outcome(manifest, compiled=compiled, loaded=True, replaced=tuple(differing))
 
 
-def _differing(built: Mapping[str, BuiltMap], reuse: Mapping[str, Path], have: Manifest | None) -> dict[str, str]:
-    """Reused maps that are not what the source wants -> have and want in words."""
+def _kept(stack: ExitStack, fd: int) -> int:
+    stack.callback(os.close, fd)
+    return fd
+
+
+def _sized(source: Source, name: str, shape: MapShape) -> Definition:
+    if name not in source.sizes:
+        return shape.created
+    # Of ring buffers a size is in pages.
+    return replace(shape.created, max_entries=shape.created.max_entries // COMPILED_ENTRIES * source.sizes[name])
+
+
+def _differing(
+    content: Object, wanted: Mapping[str, Definition], pinned: Mapping[str, Path], have: Manifest | None
+) -> dict[str, str]:
+    """Pinned maps that are not what the source wants -> have and want in words."""
     differing: dict[str, str] = {}
-    for name in reuse:
-        wanted, found = built[name].wanted, definition_of(built[name])
-        if wanted != found:
-            differing[name] = f"pinned as {_words(found)}; wanted: {_words(wanted)}"
+    for name, path in pinned.items():
+        with opened(path) as fd:
+            found = definition(fd)
+        if wanted[name] != found:
+            differing[name] = f"pinned as {found}; wanted: {wanted[name]}"
             continue
         known = have.maps.get(name) if have else None
-        if known is not None and (known.key, known.value) != (built[name].key, built[name].value):
+        if known is not None and (known.key, known.value) != (content.maps[name].key, content.maps[name].value):
             differing[name] = "pinned with other fields in its key or value than the source has now"
     return differing
 
 
-def _words(what: Definition) -> str:
-    return str(what)
-
-
-def _manifest(bpffs: Path, source: Source, built: Mapping[str, BuiltMap]) -> Manifest:
+def _manifest(bpffs: Path, source: Source, content: Object, wanted: Mapping[str, Definition]) -> Manifest:
     return Manifest(
         digest=source.digest,
         programs={
@@ -130,14 +159,15 @@ def _manifest(bpffs: Path, source: Source, built: Mapping[str, BuiltMap]) -> Man
         maps={
             name: MapEntry(
                 path=str(bpffs / "maps" / name),
-                type=entry.wanted.type,
-                max_entries=entry.wanted.max_entries,
-                key_size=entry.wanted.key_size,
-                value_size=entry.wanted.value_size,
-                key=entry.key,
-                value=entry.value,
+                type=wanted[name].type,
+                max_entries=wanted[name].max_entries,
+                key_size=wanted[name].key_size,
+                value_size=wanted[name].value_size,
+                key=shape.key,
+                value=shape.value,
             )
-            for name, entry in built.items()
+            for name, shape in content.maps.items()
+            if shape.key is not None and shape.value is not None
         },
         reasons={str(number): words for number, words in sorted(source.reasons.items())},
     )

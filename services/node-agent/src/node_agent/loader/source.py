@@ -1,4 +1,4 @@
-"""The C source as one text: BCC rewrites `map.lookup()` only in the main text, never in an included header."""
+"""The C source as one text a part: BCC rewrites `map.lookup()` only in the main text, never in an included header."""
 
 import hashlib
 import importlib.util
@@ -8,25 +8,47 @@ from dataclasses import dataclass
 from pathlib import Path
 
 # Raise it when the loader makes something else of the same source.
-LOADER_VERSION = 1
+LOADER_VERSION = 2
 
-FILES = ("pod.c", "network.c", "socket.c")
+# Files that are compiled together, and the programs in them.
+PARTS = (
+    (
+        ("pod.c", "network.c", "socket.c"),
+        (
+            *("from_pod", "to_pod", "from_network"),
+            *("connect4", "sendmsg4", "recvmsg4", "getpeername4"),
+            *("connect6", "sendmsg6", "recvmsg6", "getpeername6"),
+        ),
+    ),
+)
+MAIN = "pod.c"
+PRIVATE = "PRIVATE"
+
+# The compiler makes the maps, of which only the shapes are wanted: with this many entries, or pages.
+COMPILED_ENTRIES = 64
 
 _INCLUDE = re.compile(r'\s*#\s*include\s+"([^"]+)"')
 _ONCE = re.compile(r"\s*#\s*pragma\s+once")
 _SIZE = re.compile(r"^#define SIZE_(\w+) (\d+)$", re.MULTILINE)
-_MAP = re.compile(r"^MAP_[A-Z]+\((?:\"\w+\", )?(\w+),", re.MULTILINE)
+_MAP = re.compile(r"^MAP_([A-Z]+)\((?:\"\w+\", )?(\w+),", re.MULTILINE)
 _OWNED = re.compile(r"^#define OWNED_BY_PROGRAMS ((?:.*\\\n)*.*)$", re.MULTILINE)
 _REASON = re.compile(r'REASON\((\d+), (\w+), "([^"]*)"\)')
 
 
+class BuildError(Exception):
+    """The source does not compile; the text ends with the reason."""
+
+
 @dataclass(frozen=True)
 class Source:
-    """The flattened text and what the loader reads out of it."""
+    """The flattened texts and what the loader reads out of them."""
 
-    text: str
-    digest: str
-    maps: tuple[str, ...]  # in the order of maps.h
+    parts: tuple[tuple[str, tuple[str, ...]], ...]  # text and the programs in it
+    object_key: str  # stands for the texts and what compiles them
+    digest: str  # stands for the sizes of maps as well
+    maps: tuple[str, ...]  # pinned ones, in the order of maps.h
+    private_maps: tuple[str, ...]
+    sizes: dict[str, int]  # of the maps whose size can be chosen
     owned_by_programs: frozenset[str]
     reasons: dict[int, tuple[str, str]]
 
@@ -36,13 +58,13 @@ def find_source() -> Path:
     package = Path(__file__).resolve().parents[1]
     candidates = [package / "bpf", *(parent / "bpf" for parent in package.parents)]
     for candidate in candidates:
-        if (candidate / FILES[0]).is_file():
+        if (candidate / MAIN).is_file():
             return candidate
-    raise FileNotFoundError(f"no directory bpf/ with {FILES[0]} beside {package} or above it: give --source")
+    raise FileNotFoundError(f"no directory bpf/ with {MAIN} beside {package} or above it: give --source")
 
 
-def flatten(directory: Path) -> str:
-    """All files with quoted includes put in their place, each once, with #line for the compiler's messages."""
+def flatten(directory: Path, files: tuple[str, ...]) -> str:
+    """The files with quoted includes put in their place, each once, with #line for the compiler's messages."""
     seen: set[Path] = set()
     lines: list[str] = []
 
@@ -67,7 +89,7 @@ def flatten(directory: Path) -> str:
             add(included)
             lines.append(f'#line {number + 1} "{name}"')
 
-    for file in FILES:
+    for file in files:
         add((directory / file).resolve())
     return "\n".join(lines) + "\n"
 
@@ -75,23 +97,32 @@ def flatten(directory: Path) -> str:
 def read_source(directory: Path, sizes: Mapping[str, int]) -> Source:
     """Flattens and examines the source. Raises ValueError for a size of a map that has none."""
     directory = directory.resolve()
-    body = flatten(directory)
-    sizable = {name for name, _ in _SIZE.findall(body)}
+    parts = tuple((flatten(directory, files), programs) for files, programs in PARTS)
+    body = parts[0][0]
+    defaults = {name: int(size) for name, size in _SIZE.findall(body)}
     for name, size in sizes.items():
-        if name not in sizable:
-            raise ValueError(f"--size {name}={size}: there is no such map; one of {', '.join(sorted(sizable))}")
+        if name not in defaults:
+            raise ValueError(f"--size {name}={size}: there is no such map; one of {', '.join(sorted(defaults))}")
         if size < 1:
             raise ValueError(f"--size {name}={size}: a map has at least one entry")
-    text = "".join(f"#define SIZE_{name} {size}\n" for name, size in sorted(sizes.items())) + body
     owned = _OWNED.search(body)
-    version = f"{LOADER_VERSION} {bcc_version()}\n"
+    key = _digest(str(LOADER_VERSION), bcc_version(), *(text for text, _ in parts))
+    effective = {**defaults, **sizes}
+    found = _MAP.findall(body)
     return Source(
-        text=text,
-        digest=hashlib.sha256((version + text).encode()).hexdigest()[:16],
-        maps=tuple(_MAP.findall(body)),
+        parts=parts,
+        object_key=key,
+        digest=_digest(key, *(f"{name}={size}" for name, size in sorted(effective.items()))),
+        maps=tuple(name for kind, name in found if kind != PRIVATE),
+        private_maps=tuple(name for kind, name in found if kind == PRIVATE),
+        sizes=effective,
         owned_by_programs=frozenset(owned[1].replace("\\", " ").split()) if owned else frozenset(),
         reasons={int(number): (name, words) for number, name, words in _REASON.findall(body)},
     )
+
+
+def _digest(*texts: str) -> str:
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]
 
 
 def bcc_version() -> str:
