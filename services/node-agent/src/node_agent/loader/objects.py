@@ -21,7 +21,7 @@ _AT = 4  # of the immediate in an instruction of 8 bytes
 
 
 class MapShape(msgspec.Struct, frozen=True):
-    """`created` has any size, where maps.h leaves that open. Without layouts it is the programs' own, and not pinned."""
+    """`created` has any size, where maps.h leaves that open. Without layouts it is the programs' own: not pinned."""
 
     created: Definition
     key: Layout | None
