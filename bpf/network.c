@@ -45,10 +45,10 @@ static bool read_node_address(struct __sk_buff *skb, struct addr *node)
 {
 	u32 ifindex = skb->ifindex;
 	struct device *device = devices.lookup(&ifindex);
-	if (!device || !device->addr.w[3])
+	if (!device)
 		return false;
-	*node = device->addr;
-	return true;
+	*node = *node_address(device);
+	return node->w[0] | node->w[1] | node->w[2] | node->w[3];
 }
 
 static int deliver_to_backend(struct __sk_buff *skb, struct flow *flow)
@@ -134,9 +134,9 @@ static int handle_to_service(struct __sk_buff *skb, struct flow *flow, bool own)
 	return deliver_to_backend(skb, flow);
 }
 
-int from_network(struct __sk_buff *skb)
+int PROGRAM(from_network)(struct __sk_buff *skb)
 {
-	if (!is_ipv4(skb) || skb->pkt_type != PACKET_HOST)
+	if (!is_ours(skb) || skb->pkt_type != PACKET_HOST)
 		return TC_ACT_UNSPEC;
 	struct flow *flow = new_flow(HOOK_FROM_NETWORK, DIRECTION_INGRESS);
 	if (!flow)

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
-/* Entry points at a pod's host-side veth: from_pod at its ingress, to_pod at its egress. */
+/* Entry points at a pod's host-side veth: from_pod at its ingress, to_pod at its egress. Each file of packet programs is
+ * compiled once for each family (FAMILY is 4 or 6), and both stand at each hook. */
 
 /* What the kernel is told of all programs: several helpers are for GPL-compatible ones. */
 #define BPF_LICENSE GPL
@@ -7,6 +8,7 @@
 #include <linux/if_ether.h>
 #include <linux/in.h>
 #include <linux/ip.h>
+#include <linux/ipv6.h>
 #include <linux/pkt_cls.h>
 #include <linux/tcp.h>
 #include <linux/udp.h>
@@ -16,6 +18,11 @@
 #include "include/helpers.h"
 #include "include/flow.h"
 #include "include/events.h"
+#if FAMILY == 6
+#include "include/ipv6.h"
+#else
+#include "include/ipv4.h"
+#endif
 #include "include/fragments.h"
 #include "include/parse.h"
 #include "include/policy.h"
@@ -27,21 +34,16 @@
 #include "include/deliver.h"
 #include "include/answer.h"
 
-/* What is not IPv4 -> what to do with it. */
-static int not_ipv4(struct __sk_buff *skb, struct flow *flow)
+/* Of what is not IP, or hides in a VLAN, ARP passes. The IPv4 programs see to it; those of the other family see to
+ * the rest. */
+static int not_ours(struct __sk_buff *skb, u8 hook, u8 direction)
 {
-	if (skb->vlan_present)
-		return stop(flow, REASON_NOT_IP);
-	if (skb->protocol == htons(ETH_P_ARP))
+	bool arp = skb->protocol == htons(ETH_P_ARP), ip = skb->protocol == htons(ETH_P_IP);
+	bool ipv6 = skb->protocol == htons(ETH_P_IPV6);
+	if (FAMILY != 4 || (!skb->vlan_present && (arp || ip || ipv6)))
 		return TC_ACT_UNSPEC;
-	if (skb->protocol == htons(ETH_P_IPV6))
-		return is_ipv6_control(skb) ? TC_ACT_UNSPEC : stop(flow, REASON_IPV6_OFF);
-	return stop(flow, REASON_NOT_IP);
-}
-
-static bool is_ipv4(struct __sk_buff *skb)
-{
-	return skb->protocol == htons(ETH_P_IP) && !skb->vlan_present;
+	struct flow *flow = new_flow(hook, direction);
+	return flow ? finish(skb, flow, stop(flow, REASON_NOT_IP)) : TC_ACT_SHOT;
 }
 
 /* A pod sends from its own addresses only. */
@@ -49,7 +51,7 @@ static bool check_source(struct __sk_buff *skb, struct flow *flow)
 {
 	struct endpoint *source = endpoints.lookup(&flow->source);
 	if (!source)
-		return refuse(flow, REASON_CLOSED);
+		return refuse(flow, is_link_local(&flow->source) ? REASON_LINK_LOCAL : REASON_CLOSED);
 	return source->ifindex == skb->ifindex || refuse(flow, REASON_SPOOFED);
 }
 
@@ -65,8 +67,8 @@ static bool track_error_from_pod(struct __sk_buff *skb, struct flow *flow)
 
 static int handle_from_pod(struct __sk_buff *skb, struct flow *flow)
 {
-	if (!is_ipv4(skb))
-		return not_ipv4(skb, flow);
+	if (is_link_control(skb))
+		return TC_ACT_UNSPEC;
 	if (!parse_ip(skb, flow) || !check_source(skb, flow) || !parse_transport(skb, flow))
 		return NO_ACTION;
 	if (flow->kind == KIND_ICMP_ERROR) {
@@ -87,8 +89,10 @@ static int handle_from_pod(struct __sk_buff *skb, struct flow *flow)
 	return deliver_to_network(skb, flow);
 }
 
-int from_pod(struct __sk_buff *skb)
+int PROGRAM(from_pod)(struct __sk_buff *skb)
 {
+	if (!is_ours(skb))
+		return not_ours(skb, HOOK_FROM_POD, DIRECTION_EGRESS);
 	struct flow *flow = new_flow(HOOK_FROM_POD, DIRECTION_EGRESS);
 	if (!flow)
 		return TC_ACT_SHOT;
@@ -105,8 +109,8 @@ static int handle_to_pod(struct __sk_buff *skb, struct flow *flow)
 	bool from_node = skb->ingress_ifindex == 0;
 	flow->from_node = from_node;
 	flow->judged = !from_node && (skb->mark & MARK_MASK) == MARK_JUDGED;
-	if (!is_ipv4(skb))
-		return not_ipv4(skb, flow);
+	if (is_link_control(skb))
+		return TC_ACT_UNSPEC;
 	if (!parse_ip(skb, flow))
 		return NO_ACTION;
 	struct endpoint *destination = endpoints.lookup(&flow->destination);
@@ -125,8 +129,10 @@ static int handle_to_pod(struct __sk_buff *skb, struct flow *flow)
 	return untranslate(skb, flow) ? TC_ACT_UNSPEC : NO_ACTION;
 }
 
-int to_pod(struct __sk_buff *skb)
+int PROGRAM(to_pod)(struct __sk_buff *skb)
 {
+	if (!is_ours(skb))
+		return not_ours(skb, HOOK_TO_POD, DIRECTION_INGRESS);
 	struct flow *flow = new_flow(HOOK_TO_POD, DIRECTION_INGRESS);
 	if (!flow)
 		return TC_ACT_SHOT;

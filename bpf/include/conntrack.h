@@ -36,7 +36,7 @@ static u32 lifetime(u8 protocol, u32 flags, bool live)
 		return flags & CONN_FIN_BOTH ? LIFETIME_TCP_HALF_CLOSED : LIFETIME_TCP_ESTABLISHED;
 	case IPPROTO_UDP:
 		return live ? LIFETIME_UDP : LIFETIME_UDP_NEW;
-	case IPPROTO_ICMP:
+	case PROTO_ICMP:
 		return LIFETIME_ICMP;
 	default:
 		return live ? LIFETIME_OTHER : LIFETIME_OTHER_NEW;

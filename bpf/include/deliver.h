@@ -7,9 +7,6 @@
 #define MARK_MASK 0x00f00000
 #define MARK_JUDGED 0x00100000
 
-/* No IPv4 device has a smaller MTU (RFC 791). */
-#define SMALLEST_MTU 68
-
 /* To the stack, which may forward it: all that we have to say on it is said. */
 static int to_stack(struct __sk_buff *skb)
 {
@@ -54,15 +51,13 @@ static bool is_uplink(u32 ifindex)
 static long find_route(struct __sk_buff *skb, struct flow *flow, u32 length)
 {
 	struct bpf_fib_lookup *route = &flow->route;
-	route->family = AF_INET;
+	route->family = AF_FAMILY;
 	route->l4_protocol = flow->protocol;
 	route->sport = flow->source_port;
 	route->dport = flow->destination_port;
 	route->tot_len = length;
 	route->ifindex = skb->ifindex;
-	route->tos = flow->tos;
-	route->ipv4_src = flow->source.w[3];
-	route->ipv4_dst = flow->destination.w[3];
+	fill_route_addresses(flow);
 	return bpf_fib_lookup(skb, route, sizeof(*route), 0);
 }
 

@@ -23,21 +23,53 @@ struct icmp_header {
 	__be32 rest;
 };
 
-struct pseudo_header {
+struct pseudo_v4 {
 	__be32 source;
 	__be32 destination;
 	__be16 protocol;
 	__be16 length;
 };
 
+struct pseudo_v6 {
+	struct addr source;
+	struct addr destination;
+	__be32 length;
+	__be32 protocol;
+};
+
+union ip_header {
+	struct iphdr v4;
+	struct ipv6hdr v6;
+};
+
+/* What an IP header says. */
+struct packet {
+	struct addr source;
+	struct addr destination;
+	u32 l4; /* offset of the transport header in the frame */
+	u32 total; /* length of the IP packet */
+	u32 fragment_id; /* as it is in the packet */
+	u8 protocol;
+	u8 fragment;
+	u8 ttl;
+	u8 tos;
+};
+
+/* Of the refused packet's transport header an ICMP error quotes this much. SCTP's checksum must be in it. */
+#define QUOTED 8
+#define QUOTED_SCTP 12
+
 /* What a refused packet is answered with, and what of it the answer needs. */
 struct answer {
-	struct iphdr ip;
+	union ip_header ip;
 	struct tcphdr tcp;
 	struct tcphdr refused;
-	struct pseudo_header pseudo;
+	union {
+		struct pseudo_v4 v4;
+		struct pseudo_v6 v6;
+	} pseudo;
 	struct icmp_header icmp;
-	u8 quoted[sizeof(struct iphdr) + 12];
+	u8 quoted[sizeof(union ip_header) + QUOTED_SCTP];
 };
 
 struct flow {
@@ -51,7 +83,9 @@ struct flow {
 	u8 fragment;
 	u8 tcp_flags;
 	u32 l4;     /* offset of the transport header in the frame */
-	u32 length; /* of the IP packet, or of the longest segment that it will be cut into */
+	u32 total; /* length of the IP packet */
+	u32 length; /* the same, or that of the longest segment that the packet will be cut into */
+	u32 fragment_id;
 	u8 ttl;
 	u8 tos;
 	u8 hook;
@@ -86,7 +120,8 @@ struct flow {
 	u32 quoted_l4;
 
 	/* Keys and values for helpers. */
-	struct iphdr ip;
+	union ip_header ip;
+	struct packet packet;
 	struct rule_key rule;
 	struct member_key member;
 	struct frontend_key frontend;

@@ -5,12 +5,18 @@
 /* Of headers that need the C library: linux/if_packet.h, linux/socket.h, linux/in6.h. */
 #define PACKET_HOST 0
 #define AF_INET 2
+#define AF_INET6 10
 #define IPPROTO_ICMPV6 58
 
 #define ntohs(x) __builtin_bswap16(x)
 #define htons(x) __builtin_bswap16(x)
 #define ntohl(x) __builtin_bswap32(x)
 #define htonl(x) __builtin_bswap32(x)
+
+#define IP_AT ETH_HLEN
+#define ICMP_HEADER 8
+#define ICMP_CHECKSUM 2
+#define ANSWER_TTL 64
 
 /* BCC 0.26 declares the first one with three arguments and the second one as u32 (include/uapi/linux/bpf.h of the
  * kernel has the numbers and the real signatures). */
@@ -39,6 +45,14 @@ static void set_v4(struct addr *addr, __be32 v4)
 	addr->w[1] = 0;
 	addr->w[2] = V4_MAPPED;
 	addr->w[3] = v4;
+}
+
+/* The Internet checksum (RFC 1071) of a sum as bpf_csum_diff() returns it. */
+static u16 checksum(u32 sum)
+{
+	sum = (sum & 0xffff) + (sum >> 16);
+	sum = (sum & 0xffff) + (sum >> 16);
+	return ~sum;
 }
 
 static u64 seconds(void)

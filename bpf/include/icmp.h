@@ -4,23 +4,21 @@
 /* Reads the quoted packet's ends into flow->translation_key, as client = quoted source, vip = quoted destination. */
 static bool read_quoted(struct __sk_buff *skb, struct flow *flow)
 {
-	struct iphdr *ip = &flow->ip;
+	struct packet *packet = &flow->packet;
 	flow->quoted = flow->l4 + ICMP_HEADER;
-	if (bpf_skb_load_bytes(skb, flow->quoted, ip, sizeof(*ip)))
-		return refuse(flow, REASON_MALFORMED);
-	if (ip->version != 4 || ip->ihl < 5)
-		return refuse(flow, REASON_MALFORMED);
+	if (!read_ip(skb, flow, flow->quoted))
+		return false;
 	/* Only errors about first fragments are ever sent (RFC 1122, 3.2.2). */
-	if (ntohs(ip->frag_off) & IP_OFFSET_MASK)
+	if (packet->fragment == FRAGMENT_LATER)
 		return refuse(flow, REASON_ICMP_UNRELATED);
-	flow->quoted_l4 = flow->quoted + ip->ihl * 4;
+	flow->quoted_l4 = packet->l4;
 	if (bpf_skb_load_bytes(skb, flow->quoted_l4, flow->header, 8))
 		return refuse(flow, REASON_MALFORMED);
 	struct translation_key *quoted = &flow->translation_key;
-	set_v4(&quoted->client, ip->saddr);
-	set_v4(&quoted->vip, ip->daddr);
-	quoted->protocol = ip->protocol;
-	u8 kind = read_ports(ip->protocol, flow->header, &quoted->client_port, &quoted->vip_port);
+	quoted->client = packet->source;
+	quoted->vip = packet->destination;
+	quoted->protocol = packet->protocol;
+	u8 kind = read_ports(packet->protocol, flow->header, &quoted->client_port, &quoted->vip_port);
 	return kind != KIND_ICMP_ERROR || refuse(flow, REASON_ICMP_UNRELATED);
 }
 
@@ -39,7 +37,7 @@ static bool translate_error(struct __sk_buff *skb, struct flow *flow)
 		return true;
 	key->client = known->backend;
 	key->client_port = known->backend_port;
-	return set_quoted(skb, flow, true, quoted.client.w[3], &key->client, quoted.client_port, key->client_port) &&
+	return set_quoted(skb, flow, true, &quoted.client, &key->client, quoted.client_port, key->client_port) &&
 	       set_destination(skb, flow, &key->client, 0);
 }
 
@@ -73,7 +71,7 @@ static bool relate(struct __sk_buff *skb, struct flow *flow)
 static bool untranslate_error(struct __sk_buff *skb, struct flow *flow)
 {
 	struct translation_key *quoted = &flow->translation_key;
-	if (!set_quoted(skb, flow, false, quoted->vip.w[3], &flow->vip, quoted->vip_port, flow->vip_port))
+	if (!set_quoted(skb, flow, false, &quoted->vip, &flow->vip, quoted->vip_port, flow->vip_port))
 		return false;
 	return !same_addr(&flow->source, &quoted->vip) || set_source(skb, flow, &flow->vip, 0);
 }

@@ -117,8 +117,8 @@ static bool unmasquerade_error(struct __sk_buff *skb, struct flow *flow, struct 
 	/* The backend itself is known to the client by the Service's address. */
 	if (same_addr(&flow->source, &quoted->vip) && !set_source(skb, flow, &of->vip, 0))
 		return false;
-	return set_quoted(skb, flow, true, quoted->client.w[3], &of->client, quoted->client_port, of->client_port) &&
-	       set_quoted(skb, flow, false, quoted->vip.w[3], &of->vip, quoted->vip_port, of->vip_port) &&
+	return set_quoted(skb, flow, true, &quoted->client, &of->client, quoted->client_port, of->client_port) &&
+	       set_quoted(skb, flow, false, &quoted->vip, &of->vip, quoted->vip_port, of->vip_port) &&
 	       set_destination(skb, flow, &of->client, 0);
 }
 
@@ -137,8 +137,8 @@ static bool masquerade_error(struct __sk_buff *skb, struct flow *flow, const str
 	if (!known)
 		return refuse(flow, REASON_ICMP_UNRELATED);
 	__be16 port = *known;
-	return set_quoted(skb, flow, true, quoted->client.w[3], &key->backend, quoted->client_port, key->backend_port) &&
-	       set_quoted(skb, flow, false, quoted->vip.w[3], node, quoted->vip_port, port) &&
+	return set_quoted(skb, flow, true, &quoted->client, &key->backend, quoted->client_port, key->backend_port) &&
+	       set_quoted(skb, flow, false, &quoted->vip, node, quoted->vip_port, port) &&
 	       set_destination(skb, flow, &key->backend, 0);
 }
 

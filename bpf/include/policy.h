@@ -23,11 +23,6 @@ static bool rule_allows(struct flow *flow)
 	return false;
 }
 
-static bool has_ports(u8 protocol)
-{
-	return protocol == IPPROTO_TCP || protocol == IPPROTO_UDP || protocol == IPPROTO_SCTP;
-}
-
 /* The verdict of one subject's rules on its peer. Rules add up: any that matches allows. */
 static bool ask_subject(struct flow *flow, u8 direction, u32 identity, u32 peer)
 {
@@ -56,7 +51,7 @@ static bool ask_subject(struct flow *flow, u8 direction, u32 identity, u32 peer)
 		if (rule_allows(flow))
 			return true;
 	}
-	if (!has_ports(flow->protocol) && flow->protocol != IPPROTO_ICMP)
+	if (!has_ports(flow->protocol) && flow->protocol != PROTO_ICMP)
 		return refuse(flow, REASON_PROTOCOL);
 	return refuse(flow, egress ? REASON_POLICY_EGRESS : REASON_POLICY_INGRESS);
 }

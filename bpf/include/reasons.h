@@ -1,5 +1,5 @@
 /* Why a packet was dropped, or that it was not. The loader reads number, name and text from these lines
- * (REASON(number, NAME, "text")): the CLI and the metrics show the names. Numbers are never reused. */
+ * (REASON(number, NAME, "text")): the CLI and the metrics show the names. Numbers are never reused (10 is retired). */
 #pragma once
 
 #define REASONS(REASON) \
@@ -13,7 +13,6 @@
 	REASON(7, MALFORMED, "a header is cut short or contradicts itself") \
 	REASON(8, FRAGMENT_UNKNOWN, "a fragment came before the first one of its packet") \
 	REASON(9, NOT_IP, "neither IP nor ARP") \
-	REASON(10, IPV6_OFF, "IPv6 is not enabled") \
 	REASON(11, PROTOCOL, "a protocol that no rule can allow") \
 	REASON(12, TRANSLATION_CLASH, "no backend left that this source port does not already talk to") \
 	REASON(13, NO_ROUTE, "the kernel has no route to the destination") \
@@ -26,7 +25,9 @@
 	REASON(20, TTL, "a packet from outside to a backend on another node has come to the end of its life") \
 	REASON(21, TOO_BIG, "a packet from outside does not fit on the way to its backend") \
 	REASON(22, NO_NODE_ADDRESS, "the address under which packets leave this device is not known") \
-	REASON(23, SOURCE_RANGE, "the Service's loadBalancerSourceRanges leave the client out")
+	REASON(23, SOURCE_RANGE, "the Service's loadBalancerSourceRanges leave the client out") \
+	REASON(24, LINK_LOCAL, "a pod sent from a link-local address, and not for neighbour discovery") \
+	REASON(25, EXTENSIONS, "more IPv6 extension headers than are read")
 
 #define REASON_ENUM(number, name, text) REASON_##name = number,
-enum reason { REASONS(REASON_ENUM) REASON_COUNT };
+enum reason { REASONS(REASON_ENUM) };

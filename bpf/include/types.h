@@ -30,7 +30,9 @@ struct endpoint {
  * whatever else a route leads to may be a pod that we do not know yet. */
 struct device {
 	__u32 flags; /* DEVICE_* */
-	struct addr addr; /* the node's address that connections from outside get when they leave through it again */
+	/* The node's addresses that connections from outside get when they leave through it again; all zeroes: none. */
+	struct addr addr;
+	struct addr addr6;
 };
 
 #define DEVICE_UPLINK 0x1
@@ -265,15 +267,17 @@ struct socket_peer {
 struct fragment_key {
 	struct addr source;
 	struct addr destination;
-	__u32 id;
-	__u8 protocol;
+	__u32 id; /* as it is in the packet */
+	__u8 protocol; /* 0 in IPv6 */
 	__u8 pad[3];
 };
 
 struct fragment_ports {
 	__be16 source_port;
 	__be16 destination_port;
-	__u32 kind; /* enum kind of parse.h */
+	__u8 kind; /* enum kind of flow.h */
+	__u8 protocol;
+	__u16 pad;
 };
 
 /* ---- settings, counters, events ------------------------------------------------------------------------------ */

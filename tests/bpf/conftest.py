@@ -69,13 +69,13 @@ def cluster() -> Iterator[Cluster]:
     built.remove()
 
 
-@pytest.fixture(params=["tcx", "clsact"])
+@pytest.fixture(params=[("tcx", 4), ("clsact", 4), ("tcx", 6)], ids=["tcx", "clsact", "ipv6"])
 def world(request: pytest.FixtureRequest, cluster: Cluster, both_loaded: list[Loaded]) -> Iterator[Cluster]:
-    """Programs attached in the kernel's newer and older way."""
-    yield from attached_world(cluster, both_loaded, request.param)
+    """Programs attached in the kernel's newer and older way, and addresses of both families."""
+    yield from attached_world(cluster, both_loaded, *request.param)
 
 
-@pytest.fixture
-def tcx_world(cluster: Cluster, both_loaded: list[Loaded]) -> Iterator[Cluster]:
+@pytest.fixture(params=[4, 6], ids=["ipv4", "ipv6"])
+def tcx_world(request: pytest.FixtureRequest, cluster: Cluster, both_loaded: list[Loaded]) -> Iterator[Cluster]:
     """For what does not depend on how programs are attached."""
-    yield from attached_world(cluster, both_loaded, "tcx")
+    yield from attached_world(cluster, both_loaded, "tcx", request.param)

@@ -8,7 +8,7 @@ import pytest
 from tests.bpf.test_outside import PORT, SERVICE, outside
 from tests.bpf.test_sockets import hooked, inside  # noqa: F401  # a fixture
 from tests.bpf.topology import Cluster, Node, Pod
-from tests.bpf.traffic import TCP, VIP, Server, client, pod, wait_for
+from tests.bpf.traffic import TCP, Server, client, pod, vip, wait_for
 
 pytestmark = pytest.mark.root
 
@@ -17,10 +17,10 @@ TIMEOUT = 1000
 
 
 def publish(node: Node, *backends: Pod, timeout: int = TIMEOUT) -> None:
-    """VIP:80 and the node's own PORT lead to these; clients stay with theirs."""
+    """vip():80 and the node's own PORT lead to these; clients stay with theirs."""
     maps = node.programs.maps
-    maps["frontends"].set({"addr": VIP}, {})
-    for address, port in ((VIP, 80), (node.address, PORT)):
+    maps["frontends"].set({"addr": vip()}, {})
+    for address, port in ((vip(), 80), (node.address, PORT)):
         maps["frontends"].set({"addr": address, "port": port, "protocol": TCP}, {"service": NUMBER, "outside": NUMBER})
     maps["slots"].clear()
     for slot, backend in enumerate(backends):
@@ -61,7 +61,7 @@ Ask = Callable[[int], set[str]]
 def ask(request: pytest.FixtureRequest, tcx_world: Cluster, servers: dict[str, Server]) -> Ask:
     node = tcx_world.nodes[0]
     if request.param == "packets":
-        return lambda count: asked(pod(tcx_world, "a"), VIP, 80, count, servers)
+        return lambda count: asked(pod(tcx_world, "a"), vip(), 80, count, servers)
     return lambda count: asked(outside(tcx_world), node.address, PORT, count, servers)
 
 
@@ -114,15 +114,15 @@ def test_at_the_socket(tcx_world: Cluster, hooked: Path, servers: dict[str, Serv
     node = tcx_world.nodes[0]
     publish(node, *(pod(tcx_world, name) for name in "bcd"))
     with inside(hooked):
-        (first,) = asked(pod(tcx_world, "a"), VIP, 80, 20, servers)
+        (first,) = asked(pod(tcx_world, "a"), vip(), 80, 20, servers)
         publish(node, *(pod(tcx_world, name) for name in "dcb"))
-        assert asked(pod(tcx_world, "a"), VIP, 80, 20, servers) == {first}
+        assert asked(pod(tcx_world, "a"), vip(), 80, 20, servers) == {first}
         # Each pod for itself: among twenty others' choices some differ.
         affinities = node.programs.maps["affinities"]
         assert [key["client"].endswith("ffff:ffff") for key, _ in affinities.items()] == [True]
         seen = set()
         for _ in range(30):
             affinities.clear()
-            seen |= asked(pod(tcx_world, "a"), VIP, 80, 1, servers)
+            seen |= asked(pod(tcx_world, "a"), vip(), 80, 1, servers)
         assert seen == {"b", "c", "d"}
     wait_for("nothing was translated on the wire", lambda: node.programs.maps["translations"].items() == [])

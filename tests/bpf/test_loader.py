@@ -38,10 +38,15 @@ MAP_LRU(theirs, u32, struct value);
 """
 POD_C = """
 #include "maps.h"
-int from_pod(struct __sk_buff *skb) { u32 key = 1; return theirs.lookup(&key) ? 0 : -1; }
-int to_pod(struct __sk_buff *skb) { struct key key = {}; return ours.lookup(&key) ? 0 : -1; }
+#if FAMILY == 6
+#define PROGRAM(name) name##6
+#else
+#define PROGRAM(name) name
+#endif
+int PROGRAM(from_pod)(struct __sk_buff *skb) { u32 key = 1; return theirs.lookup(&key) ? 0 : -1; }
+int PROGRAM(to_pod)(struct __sk_buff *skb) { struct key key = {}; return ours.lookup(&key) ? 0 : -1; }
 """
-NETWORK_C = '#include "maps.h"\nint from_network(struct __sk_buff *skb) { return -1; }\n'
+NETWORK_C = '#include "maps.h"\nint PROGRAM(from_network)(struct __sk_buff *skb) { return -1; }\n'
 SOCKET_C = "".join(
     f"int {name}(struct bpf_sock_addr *ctx) {{ return 1; }}\n"
     for kind in ("connect", "sendmsg", "recvmsg", "getpeername")
@@ -105,7 +110,7 @@ def place(bpffs: Path, tmp_path: Path) -> Iterator[Place]:
 def test_manifest_names_what_is_pinned(place: Place) -> None:
     manifest = place.loaded()
     assert set(manifest.maps) == {"ours", "theirs"}
-    assert len(manifest.programs) == 11
+    assert len(manifest.programs) == 14
     paths = [entry.path for entry in manifest.maps.values()] + [entry.path for entry in manifest.programs.values()]
     assert all(Path(path).exists() for path in paths)
     assert manifest.reasons == {"0": ("FORWARDED", "forwarded"), "1": ("OTHER", "another one")}
@@ -281,7 +286,8 @@ def test_every_map_and_reason_of_the_source_is_found() -> None:
     assert {"endpoints", "connections", "settings", "counters", "events_drops"} <= set(source.maps)
     assert source.owned_by_programs < set(source.maps)
     assert source.reasons[0][0] == "FORWARDED"
-    assert sorted(source.reasons) == list(range(len(source.reasons)))
+    assert max(source.reasons) < 64  # COUNTERS
+    assert len({name for name, _ in source.reasons.values()}) == len(source.reasons)
     assert len({name for name, _ in source.reasons.values()}) == len(source.reasons)
 
 

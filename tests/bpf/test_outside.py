@@ -6,20 +6,26 @@ import time
 
 import pytest
 from scapy.layers.inet import ICMP, IPerror, UDPerror
-from tests.bpf.topology import OUTSIDE, Cluster, Node, Pod
+from scapy.layers.inet6 import ICMPv6PacketTooBig, IPerror6
+from tests.bpf.families import either, family
+from tests.bpf.topology import OUTSIDE, Cluster, Node, Pod, outside_address
 from tests.bpf.traffic import (
     TCP,
     UDP,
-    VIP,
+    WANT,
     Server,
     client,
     exchange_tcp,
     exchange_udp,
     isolate,
+    mtu_discover,
     no_drops,
+    path_mtu,
     pod,
+    receive,
     send_all,
     serve,
+    vip,
     wait_for,
 )
 
@@ -48,7 +54,7 @@ def publish(node: Node, *backends: Pod, protocol: int = TCP, port: int = 8080) -
 def test_a_backend_on_the_node_sees_the_client(world: Cluster) -> None:
     node, backend = world.nodes[0], pod(world, "a")
     publish(node, backend)
-    assert exchange_tcp(outside(world), backend, node.address, PORT, server_port=8080)[0] == OUTSIDE
+    assert exchange_tcp(outside(world), backend, node.address, PORT, server_port=8080)[0] == outside_address()
     publish(node, backend, protocol=UDP)
     exchange_udp(outside(world), backend, node.address, PORT, size=1000, server_port=8080)
     no_drops(world)
@@ -70,10 +76,10 @@ def test_datagrams_to_a_backend_elsewhere(world: Cluster, size: int) -> None:
     with Server(backend, 8080, socket.SOCK_DGRAM) as server, client(outside(world), socket.SOCK_DGRAM) as sender:
         for _ in range(3):
             sender.sendto(b"x" * size, (node.address, PORT))
-            data, peer = server.socket.recvfrom(65535)
+            data, peer = receive(server.socket)
             assert (data, peer[0]) == (b"x" * size, node.address)
             server.socket.sendto(b"y" * size, peer)
-            assert sender.recvfrom(65535) == (b"y" * size, (node.address, PORT))
+            assert receive(sender) == (b"y" * size, (node.address, PORT))
     assert len(node.programs.maps["masqueraded"].items()) == 1, "one socket, one port"
     no_drops(world)
 
@@ -99,8 +105,8 @@ def test_bulk_keeps_checksums_right(world: Cluster, target: str) -> None:
 def test_the_node_keeps_its_own_ports(world: Cluster) -> None:
     node = world.nodes[0]
     publish(node, pod(world, "c"))
-    own = Pod("node", node.address, node.namespace, node, "", 0)
-    assert exchange_tcp(outside(world), own, node.address, 8443)[0] == OUTSIDE
+    own = Pod("node", node.addresses, node.namespace, node, "", 0)
+    assert exchange_tcp(outside(world), own, node.address, 8443)[0] == outside_address()
     with client(outside(world)) as connection, pytest.raises(ConnectionRefusedError):
         connection.connect((node.address, PORT + 1))
     no_drops(world)
@@ -114,7 +120,7 @@ def test_what_the_node_itself_opens_is_not_taken_for_a_reply(world: Cluster) -> 
         first.connect((node.address, PORT))
         with server.accept() as accepted:
             taken = accepted.getpeername()[1]
-            own = node.namespace.socket(socket.AF_INET, socket.SOCK_STREAM)
+            own = node.namespace.socket(family(), socket.SOCK_STREAM)
             own.settimeout(10)
             own.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             own.bind((node.address, 2000 if taken != 2000 else 2001))
@@ -146,7 +152,7 @@ def test_policy_of_the_backend(world: Cluster, target: str) -> None:
     backend = pod(world, target)
     publish(world.nodes[0], backend)
     isolate(backend.node, target, ingress=True)
-    entrance = Pod("entrance", world.nodes[0].address, world.outside, world.nodes[0], "", 0)
+    entrance = Pod("entrance", world.nodes[0].addresses, world.outside, world.nodes[0], "", 0)
     with Server(backend, 8080), client(outside(world)) as connection:
         connection.setblocking(False)
         connection.connect_ex((entrance.address, PORT))
@@ -182,64 +188,76 @@ def test_a_client_that_is_gone(world: Cluster, target: str) -> None:
     no_drops(world)
 
 
-IP_MTU_DISCOVER, IP_MTU, WANT = 10, 14, 1  # linux/in.h
+def too_big(node: Node, port: int, mtu: int) -> bytes:
+    """A router's word about a datagram of the node's PORT to a client. Of IPv6 the kernel sums it up."""
+    if ":" in node.address:
+        about6 = IPerror6(src=node.address, dst=outside_address(), plen=1400) / UDPerror(
+            sport=PORT, dport=port, len=1400
+        )
+        return bytes(ICMPv6PacketTooBig(mtu=mtu) / about6)
+    about = IPerror(src=node.address, dst=outside_address(), flags="DF") / UDPerror(sport=PORT, dport=port, len=1400)
+    return bytes(ICMP(type=3, code=4, nexthopmtu=mtu) / about)
 
 
 @pytest.mark.parametrize("target", ["a", "c"])
 def test_a_smaller_mtu_on_the_way_to_the_client(world: Cluster, target: str) -> None:
     """A router there says so to the node, as it believes; the backend hears of it."""
     node, backend = world.nodes[0], pod(world, target)
+    mtu = either(1100, 1300)
     publish(node, backend, protocol=UDP)
     with (
         Server(backend, 8080, socket.SOCK_DGRAM) as server,
         client(outside(world), socket.SOCK_DGRAM) as sender,
-        world.outside.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as router,
+        world.outside.socket(family(), socket.SOCK_RAW, either(socket.IPPROTO_ICMP, socket.IPPROTO_ICMPV6)) as router,
     ):
         sender.sendto(b"x", (node.address, PORT))
-        _, peer = server.socket.recvfrom(100)
-        server.socket.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, WANT)
+        _, peer = receive(server.socket)
+        server.socket.setsockopt(*mtu_discover(), WANT)
         server.socket.connect(peer)
-        backend.namespace.run("ip", "route", "flush", "cache")
-        assert server.socket.getsockopt(socket.IPPROTO_IP, IP_MTU) == 1500
+        backend.namespace.run("ip", either("-4", "-6"), "route", "flush", "cache")
+        assert server.socket.getsockopt(*path_mtu()) == 1500
         port = sender.getsockname()[1]
-        about = IPerror(src=node.address, dst=OUTSIDE, flags="DF") / UDPerror(sport=PORT, dport=port, len=1400)
-        router.sendto(bytes(ICMP(type=3, code=4, nexthopmtu=1100) / about), (node.address, 0))
-        wait_for("the backend knows", lambda: server.socket.getsockopt(socket.IPPROTO_IP, IP_MTU) == 1100)
+        router.sendto(too_big(node, port, mtu), (node.address, 0))
+        wait_for("the backend knows", lambda: server.socket.getsockopt(*path_mtu()) == mtu)
         assert server.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.EMSGSIZE
         server.socket.send(b"y" * 900)
-        assert sender.recvfrom(2000) == (b"y" * 900, (node.address, PORT))
-    backend.namespace.run("ip", "route", "flush", "cache")
+        assert receive(sender) == (b"y" * 900, (node.address, PORT))
+    backend.namespace.run("ip", either("-4", "-6"), "route", "flush", "cache")
 
 
 def test_errors_about_the_nodes_own_packets_are_its_own(world: Cluster) -> None:
     node = world.nodes[0]
     publish(node, pod(world, "c"), protocol=UDP)
-    with node.namespace.socket(socket.AF_INET, socket.SOCK_DGRAM) as own:
+    with node.namespace.socket(family(), socket.SOCK_DGRAM) as own:
         own.settimeout(10)
-        own.connect((OUTSIDE, 5999))
+        own.connect((outside_address(), 5999))
         own.send(b"x")
         with pytest.raises(ConnectionRefusedError):
             own.recv(100)
 
 
 RANGES = [
-    ("the client itself", OUTSIDE, 128, True),
-    ("its network", "172.31.0.0", 96 + 24, True),
-    ("everybody", "0.0.0.0", 96, True),  # a range
-    ("another", "172.31.0.251", 128, False),
-    ("another Service's", "", 0, False),
+    ("the client itself", OUTSIDE, (128, 128), True),
+    ("its network", ("172.31.0.0", "fd00:31::"), (96 + 24, 64), True),
+    ("everybody", ("0.0.0.0", "::"), (96, 0), True),  # a range
+    ("another", ("172.31.0.251", "fd00:31::251"), (128, 128), False),
+    ("another Service's", None, (0, 0), False),
 ]
 
 
-@pytest.mark.parametrize(("why", "address", "prefix", "allowed"), RANGES, ids=[row[0] for row in RANGES])
-def test_source_ranges(tcx_world: Cluster, why: str, address: str, prefix: int, allowed: bool) -> None:
+@pytest.mark.parametrize(("why", "addresses", "prefixes", "allowed"), RANGES, ids=[row[0] for row in RANGES])
+def test_source_ranges(
+    tcx_world: Cluster, why: str, addresses: tuple[str, str] | None, prefixes: tuple[int, int], allowed: bool
+) -> None:
     node, backend = tcx_world.nodes[0], pod(tcx_world, "a")
     publish(node, backend)
     maps, number = node.programs.maps, SERVICE + TCP
     key = {"addr": node.address, "port": PORT, "protocol": TCP}
     maps["frontends"].set(key, {"service": number, "outside": number, "flags": 2})
-    own = number if address else number + 1
-    maps["source_ranges"].set({"prefix": 32 + prefix, "service": own, "addr": address or OUTSIDE}, {"value": 1})
+    own = number if addresses else number + 1
+    maps["source_ranges"].set(
+        {"prefix": 32 + either(*prefixes), "service": own, "addr": either(*(addresses or OUTSIDE))}, {"value": 1}
+    )
     if allowed:
         exchange_tcp(outside(tcx_world), backend, node.address, PORT, server_port=8080)
         return
@@ -254,20 +272,22 @@ def test_source_ranges_hold_for_pods_too(tcx_world: Cluster) -> None:
     node, source, backend = tcx_world.nodes[0], pod(tcx_world, "a"), pod(tcx_world, "b")
     serve(tcx_world, 80, [(backend, 8080)])
     maps, number = node.programs.maps, 7000 + TCP
-    maps["frontends"].set({"addr": VIP, "port": 80, "protocol": TCP}, {"service": number, "flags": 2})
+    maps["frontends"].set({"addr": vip(), "port": 80, "protocol": TCP}, {"service": number, "flags": 2})
     with client(source) as connection:
         connection.setblocking(False)
-        connection.connect_ex((VIP, 80))
+        connection.connect_ex((vip(), 80))
         wait_for("it is dropped", lambda: node.programs.counter("SOURCE_RANGE") > 0)
     maps["source_ranges"].set({"prefix": 32 + 128, "service": number, "addr": source.address}, {"value": 1})
-    exchange_tcp(source, backend, VIP, 80, server_port=8080)
+    exchange_tcp(source, backend, vip(), 80, server_port=8080)
 
 
 def test_a_packet_at_the_end_of_its_life_goes_no_further(world: Cluster) -> None:
     node = world.nodes[0]
     publish(node, pod(world, "c"))
     with client(outside(world)) as connection:
-        connection.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, 1)
+        connection.setsockopt(
+            *either((socket.IPPROTO_IP, socket.IP_TTL), (socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS)), 1
+        )
         connection.setblocking(False)
         connection.connect_ex((node.address, PORT))
         wait_for("it is dropped", lambda: node.programs.counter("TTL") > 0)
@@ -277,7 +297,12 @@ def test_no_port_is_left(tcx_world: Cluster) -> None:
     """All of them are in use towards this backend; towards another one they are free."""
     node, full, free = tcx_world.nodes[0], pod(tcx_world, "c"), pod(tcx_world, "d")
     maps = node.programs.maps
-    entry = {"client": "192.0.2.1", "client_port": 1, "vip": node.address, "expires": int(time.monotonic()) + 3600}
+    entry = {
+        "client": either("192.0.2.1", "2001:db8::1"),
+        "client_port": 1,
+        "vip": node.address,
+        "expires": int(time.monotonic()) + 3600,
+    }
     for port in range(FIRST, LAST + 1):
         key = {"backend": full.address, "node": node.address, "backend_port": 8080, "node_port": port, "protocol": TCP}
         maps["masqueraded"].set(key, entry)
@@ -331,13 +356,13 @@ def test_a_pod_comes_in_by_another_node(world: Cluster) -> None:
 def test_an_own_address_does_not_come_from_outside(world: Cluster) -> None:
     node, backend = world.nodes[0], pod(world, "a")
     publish(node, backend)
-    world.outside.run("ip", "addr", "add", f"{backend.address}/32", "dev", "lo")
+    world.outside.run("ip", "addr", "add", backend.address, "dev", "lo", *either((), ("nodad",)))
     try:
-        spoofer = world.outside.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        spoofer = world.outside.socket(family(), socket.SOCK_DGRAM)
         publish(node, backend, protocol=UDP)
         with spoofer:
             spoofer.bind((backend.address, 0))
             spoofer.sendto(b"x", (node.address, PORT))
             wait_for("it is dropped", lambda: node.programs.drops() == {"SPOOFED": 1})
     finally:
-        world.outside.run("ip", "addr", "del", f"{backend.address}/32", "dev", "lo")
+        world.outside.run("ip", "addr", "del", backend.address, "dev", "lo")

@@ -1,26 +1,37 @@
-"""Tables of packets, each run once through a program: description, packet, state, expected action and packet."""
+"""Tables of IPv4 packets, each run once through a program: description, packet, state, expected action and packet."""
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import pytest
 from scapy.layers.inet import ICMP, IP, TCP, UDP, IPerror, TCPerror
-from scapy.layers.inet6 import ICMPv6MLReport2, ICMPv6ND_NS, ICMPv6ND_RS, IPv6, IPv6ExtHdrHopByHop
+from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import ARP, Dot1Q, Ether
-from scapy.packet import Packet, Raw
+from scapy.packet import Raw
 from tests.bpf.kernel import Loaded, run_program
+from tests.bpf.packets import (
+    IFINDEX,
+    JUDGED,
+    NODE,
+    NODE6,
+    OTHER,
+    POD,
+    POD6,
+    REDIRECT,
+    REMOTE,
+    SHOT,
+    UNSPEC,
+    VIP,
+    WORLD,
+    Case,
+    closed,
+    frame,
+    isolated,
+    run_case,
+    service,
+    set_state,
+)
 
 pytestmark = pytest.mark.root
-
-UNSPEC, SHOT, REDIRECT = -1, 2, 7
-JUDGED = 0x00100000
-
-# test_run gives the packet to the loopback device, which has this number in every namespace.
-IFINDEX = 1
-POD, OTHER, REMOTE, NODE, WORLD, VIP = "10.9.0.2", "10.9.0.3", "10.9.1.2", "192.0.2.1", "198.51.100.1", "10.98.0.1"
-# A local pod that has no device to be redirected to where the tests run.
-NOWHERE = 987654
 
 
 @pytest.fixture(scope="module")
@@ -31,58 +42,6 @@ def node(both_loaded: list[Loaded]) -> Loaded:
 @pytest.fixture(autouse=True)
 def state(node: Loaded) -> None:
     set_state(node)
-
-
-def set_state(node: Loaded) -> None:
-    """POD sits behind the device of test_run, OTHER behind one that is not there; nobody is isolated."""
-    node.clear()
-    maps = node.maps
-    maps["endpoints"].set({"addr": POD}, {"identity": 300, "ifindex": IFINDEX, "flags": 1})
-    maps["endpoints"].set({"addr": OTHER}, {"identity": 301, "ifindex": NOWHERE, "flags": 1})
-    maps["endpoints"].set({"addr": REMOTE}, {"identity": 302, "flags": 1})
-    maps["endpoints"].set({"addr": NODE}, {"identity": 1, "flags": 2})
-    for identity in (300, 301):
-        maps["subjects"].set({"value": identity}, {"policy": identity})
-
-
-Change = Callable[[Loaded], None]
-
-
-@dataclass(frozen=True)
-class Case:
-    name: str
-    program: str
-    packet: Packet
-    action: int
-    reason: str = ""  # the counter that must be 1
-    before: Change | None = None
-    out: Packet | None = None  # None: unchanged
-    judged: bool = False  # our mark is on it afterwards
-    run: dict[str, int] = field(default_factory=dict)
-
-
-def frame(*layers: Packet) -> Packet:
-    packet: Packet = Ether(src="02:00:00:00:00:01", dst="00:00:00:00:00:00")
-    for layer in layers:
-        packet /= layer
-    return packet
-
-
-def isolated(flags: int) -> Change:
-    return lambda node: node.maps["subjects"].set({"value": 300}, {"policy": 300, "flags": flags})
-
-
-def closed(node: Loaded) -> None:
-    node.maps["endpoints"].set({"addr": POD}, {"identity": 300, "ifindex": IFINDEX, "flags": 1 | 8})
-
-
-def service(node: Loaded) -> None:
-    node.maps["frontends"].set({"addr": VIP}, {})
-    node.maps["frontends"].set({"addr": VIP, "port": 80, "protocol": 6}, {"service": 5})
-    node.maps["frontends"].set({"addr": VIP, "port": 53, "protocol": 17}, {"service": 6})
-    for number in (5, 6):
-        node.maps["services"].set({"value": number}, {"count": 1})
-        node.maps["backends"].set({"service": number, "slot": 0}, {"addr": NODE, "port": 8080})
 
 
 def translated_connection(node: Loaded) -> None:
@@ -96,27 +55,11 @@ SYN = IP(src=POD, dst=VIP, ttl=9) / TCP(sport=4000, dport=80, flags="S")
 
 FROM_POD = [
     Case("ARP passes", "from_pod", frame(ARP()), UNSPEC),
+    Case("IPv6 is for the other program", "from_pod", frame(IPv6(src=POD6, dst=NODE6), UDP()), UNSPEC),
+    Case("IPv6 in a VLAN", "from_pod", frame(Dot1Q(vlan=5), IPv6(src=POD6, dst=NODE6), UDP()), SHOT, "NOT_IP"),
     Case("to the own node", "from_pod", TO_NODE, UNSPEC, "FORWARDED"),
     Case("neither IP nor ARP", "from_pod", frame() / Raw(b"\x00" * 40), SHOT, "NOT_IP"),
     Case("VLAN", "from_pod", frame(Dot1Q(vlan=5), IP(src=POD, dst=NODE), UDP()), SHOT, "NOT_IP"),
-    Case("IPv6", "from_pod", frame(IPv6(src="fd00::2", dst="fd00::3"), UDP(), Raw(b"12345678")), SHOT, "IPV6_OFF"),
-    Case(
-        "neighbour solicitation", "from_pod", frame(IPv6(dst="ff02::1", hlim=255), ICMPv6ND_NS(tgt="fe80::1")), UNSPEC
-    ),
-    Case("router solicitation", "from_pod", frame(IPv6(src="::", dst="ff02::2", hlim=255), ICMPv6ND_RS()), UNSPEC),
-    Case(
-        "multicast listener report",
-        "from_pod",
-        frame(IPv6(dst="ff02::16", hlim=1, nh=0), IPv6ExtHdrHopByHop(nh=58), ICMPv6MLReport2()),
-        UNSPEC,
-    ),
-    Case(
-        "neighbour solicitation that was routed",
-        "from_pod",
-        frame(IPv6(dst="ff02::1", hlim=254), ICMPv6ND_NS(tgt="fe80::1")),
-        SHOT,
-        "IPV6_OFF",
-    ),
     Case("foreign source", "from_pod", frame(IP(src=OTHER, dst=NODE), UDP()), SHOT, "SPOOFED"),
     Case("source of another node's pod", "from_pod", frame(IP(src=REMOTE, dst=NODE), UDP()), SHOT, "SPOOFED"),
     Case("source that nobody has", "from_pod", frame(IP(src="10.9.0.9", dst=NODE), UDP()), SHOT, "CLOSED"),
@@ -319,20 +262,7 @@ FROM_NETWORK = [
 
 @pytest.mark.parametrize("case", [*FROM_POD, *TO_POD, *FROM_NETWORK], ids=lambda case: f"{case.program}: {case.name}")
 def test_packet(node: Loaded, case: Case) -> None:
-    if case.before:
-        case.before(node)
-    before = {name: node.counter(name) for name in node.reasons}
-    action, out, mark = run_program(node.open_program(case.program), bytes(case.packet), **case.run)
-    changed = {name: node.counter(name) - count for name, count in before.items()}
-    assert (action, {name for name, count in changed.items() if count and name != "FORWARDED"}) == (
-        case.action,
-        {case.reason} - {"", "FORWARDED"},
-    )
-    if case.reason:
-        assert changed[case.reason] == 1
-    assert (mark & 0x00F00000 == JUDGED) == case.judged
-    if action != SHOT:
-        assert Ether(out) == Ether(bytes(case.out or case.packet))
+    run_case(node, case)
 
 
 def test_a_pod_cannot_complain_about_packets_to_others(node: Loaded) -> None:

@@ -3,13 +3,13 @@
 import socket
 
 import pytest
+from tests.bpf.families import either, family
 from tests.bpf.topology import Cluster
 from tests.bpf.traffic import (
     EGRESS,
     INGRESS,
     PAIRS,
     TCP,
-    VIP,
     Server,
     allow,
     client,
@@ -21,6 +21,7 @@ from tests.bpf.traffic import (
     pod,
     raise_generation,
     serve,
+    vip,
     wait_for,
 )
 
@@ -64,10 +65,10 @@ def test_policy_holds_behind_a_service(world: Cluster) -> None:
     allow(a.node, "b", INGRESS, [1], TCP, 80, 16)  # the Service's port, not the backend's
     with client(a) as connection:
         connection.setblocking(False)
-        connection.connect_ex((VIP, 80))
+        connection.connect_ex((vip(), 80))
         wait_for("a drop", lambda: a.node.programs.counter("POLICY_INGRESS") > 0)
     allow(a.node, "b", INGRESS, [1], TCP, 8080, 16)
-    exchange_tcp(a, b, VIP, 80, server_port=8080)
+    exchange_tcp(a, b, vip(), 80, server_port=8080)
 
 
 BLOCKS = [
@@ -95,7 +96,7 @@ def test_own_node_is_not_subject_to_ingress_policy(world: Cluster) -> None:
     isolate(node, "a", ingress=True, egress=True)
     node.namespace.run("ping", "-c", "1", "-n", "-W", "5", a.address)
     # … but another node is.
-    with Server(a, 8080), world.nodes[1].namespace.socket(socket.AF_INET, socket.SOCK_STREAM) as connection:
+    with Server(a, 8080), world.nodes[1].namespace.socket(family(), socket.SOCK_STREAM) as connection:
         connection.setblocking(False)
         connection.connect_ex((a.address, 8080))
         wait_for("a drop", lambda: node.programs.counter("POLICY_INGRESS") > 0)
@@ -118,11 +119,11 @@ def test_closed_pod_meets_only_its_own_node(world: Cluster) -> None:
 def test_spoofed_source_is_dropped(world: Cluster) -> None:
     node = world.nodes[0]
     a, b = pod(world, "a"), pod(world, "b")
-    a.namespace.run("ip", "addr", "add", f"{b.address}/32", "dev", "lo")
+    a.namespace.run("ip", "addr", "add", b.address, "dev", "lo", *either((), ("nodad",)))
     try:
         with client(a, socket.SOCK_DGRAM) as sender:
             sender.bind((b.address, 0))
             sender.sendto(b"x", (pod(world, "c").address, 9))
             wait_for("the drop", lambda: node.programs.drops() == {"SPOOFED": 1})
     finally:
-        a.namespace.run("ip", "addr", "del", f"{b.address}/32", "dev", "lo")
+        a.namespace.run("ip", "addr", "del", b.address, "dev", "lo")

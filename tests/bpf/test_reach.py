@@ -1,7 +1,8 @@
 """Who reaches whom where no policy isolates anybody."""
 
 import pytest
-from tests.bpf.topology import OUTSIDE, Cluster
+from tests.bpf.families import either
+from tests.bpf.topology import Cluster, outside_address
 from tests.bpf.traffic import PAIRS, exchange_tcp, exchange_udp, no_drops, ping, pod
 
 pytestmark = pytest.mark.root
@@ -23,12 +24,12 @@ def test_pod_and_its_own_node_reach_each_other(world: Cluster) -> None:
     a = pod(world, "a")
     node.namespace.run("ping", "-c", "1", "-n", "-W", "5", a.address)
     ping(a, node.address)
-    ping(a, "10.201.1.1")
+    ping(a, either("10.201.1.1", "fd00:201:1::1"))
     no_drops(world)
 
 
 def test_pod_and_the_outside_world_reach_each_other(world: Cluster) -> None:
     a = pod(world, "a")
-    ping(a, OUTSIDE)
+    ping(a, outside_address())
     world.outside.run("ping", "-c", "1", "-n", "-W", "5", a.address)
     no_drops(world)

@@ -10,11 +10,10 @@ from scapy.layers.l2 import Ether
 from scapy.layers.sctp import SCTP, SCTPChunkInit
 from scapy.packet import Packet, Raw
 from tests.bpf.kernel import Loaded, run_program
-from tests.bpf.test_packets import POD, REDIRECT, SHOT, VIP, set_state
+from tests.bpf.packets import POD, REDIRECT, SHOT, VIP, set_state
 from tests.bpf.topology import Cluster
 from tests.bpf.traffic import UDP as UDP_NUMBER
-from tests.bpf.traffic import VIP as SERVICE
-from tests.bpf.traffic import client, pod, serve, wait_for
+from tests.bpf.traffic import client, pod, serve, vip, wait_for
 
 pytestmark = pytest.mark.root
 
@@ -131,9 +130,9 @@ def test_a_client_is_refused_at_once(world: Cluster, port: int) -> None:
     serve(world, 80, [])
     serve(world, 80, [], UDP_NUMBER)
     with client(a) as connection, pytest.raises(ConnectionRefusedError):
-        connection.connect((SERVICE, port))
+        connection.connect((vip(), port))
     with client(a, socket.SOCK_DGRAM) as sender:
-        sender.connect((SERVICE, port))
+        sender.connect((vip(), port))
         sender.send(b"anybody?")
         with pytest.raises(ConnectionRefusedError):
             sender.recv(100)

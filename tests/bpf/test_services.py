@@ -7,7 +7,6 @@ import pytest
 from tests.bpf.topology import Cluster
 from tests.bpf.traffic import (
     UDP,
-    VIP,
     Server,
     client,
     exchange_tcp,
@@ -16,6 +15,7 @@ from tests.bpf.traffic import (
     pod,
     send_all,
     serve,
+    vip,
     wait_for,
 )
 
@@ -27,8 +27,8 @@ def test_service_without_a_socket_hook(world: Cluster, target: str) -> None:
     a, backend = pod(world, "a"), pod(world, target)
     serve(world, 80, [(backend, 8080)])
     serve(world, 53, [(backend, 5353)], UDP)
-    assert exchange_tcp(a, backend, VIP, 80, server_port=8080)[0] == a.address
-    exchange_udp(a, backend, VIP, 53, server_port=5353)
+    assert exchange_tcp(a, backend, vip(), 80, server_port=8080)[0] == a.address
+    exchange_udp(a, backend, vip(), 53, server_port=5353)
     no_drops(world)
 
 
@@ -41,7 +41,7 @@ def test_service_spreads_over_its_backends(tcx_world: Cluster) -> None:
         answered = {"b": 0, "c": 0}
         for _ in range(40):
             with client(a) as connection:
-                connection.connect((VIP, 80))
+                connection.connect((vip(), 80))
                 for name, server in (("b", one), ("c", other)):
                     try:
                         server.socket.accept()[0].close()
@@ -56,7 +56,7 @@ def test_service_whose_backend_is_also_the_client_uses_another_one(tcx_world: Cl
     a, b = pod(tcx_world, "a"), pod(tcx_world, "b")
     serve(tcx_world, 80, [(a, 8080), (b, 8080)])
     for _ in range(8):
-        exchange_tcp(a, b, VIP, 80, server_port=8080)
+        exchange_tcp(a, b, vip(), 80, server_port=8080)
 
 
 REFUSED = [
@@ -72,7 +72,7 @@ def test_service_that_cannot_be_reached(
     serve(tcx_world, 80, [(pod(tcx_world, name), 8080) for name in backends])
     with client(a) as connection:
         connection.setblocking(False)
-        assert connection.connect_ex((VIP, port)) == errno.EINPROGRESS
+        assert connection.connect_ex((vip(), port)) == errno.EINPROGRESS
         wait_for(reason, lambda: tcx_world.nodes[0].programs.drops() == {reason: 1})
 
 
@@ -81,7 +81,7 @@ def test_port_unreachable_comes_back_through_a_service(world: Cluster) -> None:
     for target in ("b", "c"):
         serve(world, 5300, [(pod(world, target), 5301)], UDP)
         with client(a, socket.SOCK_DGRAM) as sender:
-            sender.connect((VIP, 5300))
+            sender.connect((vip(), 5300))
             sender.send(b"x")
             with pytest.raises(ConnectionRefusedError):
                 sender.recv(100)
@@ -94,7 +94,7 @@ def test_error_of_a_services_client_reaches_the_backend(world: Cluster) -> None:
         serve(world, 5300, [(backend, 5301)], UDP)
         with Server(backend, 5301, socket.SOCK_DGRAM) as server:
             with client(a, socket.SOCK_DGRAM) as sender:
-                sender.sendto(b"x", (VIP, 5300))
+                sender.sendto(b"x", (vip(), 5300))
                 _, peer = server.socket.recvfrom(100)
             # The client's socket is gone: its kernel answers that nobody is there.
             server.socket.connect(peer)
@@ -115,7 +115,7 @@ def test_bulk_through_a_service_keeps_checksums_right(world: Cluster, size: int)
         for namespace in summing:
             namespace.run("ethtool", "-K", "eth0", "tx", "off")
         with Server(c, 8080) as server, client(a) as connection:
-            connection.connect((VIP, 80))
+            connection.connect((vip(), 80))
             with server.accept() as accepted:
                 send_all(connection, accepted, data)
                 send_all(accepted, connection, data)

@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.bpf.families import either, using
 from tests.bpf.kernel import TCX_EGRESS, TCX_INGRESS, Loaded, attach_tcx
 
 IDENTITIES = {"a": 1001, "b": 1002, "c": 1003, "d": 1004}
@@ -33,10 +34,12 @@ class Namespace:
         self._fd = os.open(f"/run/netns/{self.name}", os.O_RDONLY)
         self._home = os.open(f"/proc/self/task/{threading.get_native_id()}/ns/net", os.O_RDONLY)
         with self.entered():
-            Path("/proc/sys/net/ipv6/conf/all/disable_ipv6").write_text("1")
-            Path("/proc/sys/net/ipv6/conf/default/disable_ipv6").write_text("1")
+            # Addresses are usable at once, and nobody looks for routers.
+            for name in ("accept_dad", "dad_transmits", "router_solicitations"):
+                Path(f"/proc/sys/net/ipv6/conf/default/{name}").write_text("0")
             # Every ICMP error counts in these tests.
-            Path("/proc/sys/net/ipv4/icmp_ratelimit").write_text("0")
+            for name in ("ipv4/icmp_ratelimit", "ipv6/icmp/ratelimit"):
+                Path(f"/proc/sys/net/{name}").write_text("0")
         self.run("ip", "link", "set", "lo", "up")
 
     @contextmanager
@@ -75,21 +78,29 @@ class Namespace:
 @dataclass
 class Pod:
     name: str
-    address: str
+    addresses: tuple[str, str]
     namespace: Namespace
     node: "Node"
     veth: str  # the host side, in the node's namespace
     ifindex: int  # of it
 
+    @property
+    def address(self) -> str:
+        return either(*self.addresses)
+
 
 @dataclass
 class Node:
     name: str
-    address: str
+    addresses: tuple[str, str]
     namespace: Namespace
     uplink: int
     pods: list[Pod] = field(default_factory=list)
     loaded: Loaded | None = None
+
+    @property
+    def address(self) -> str:
+        return either(*self.addresses)
 
     @property
     def programs(self) -> Loaded:
@@ -117,60 +128,86 @@ class Cluster:
             namespace.remove()
 
 
-OUTSIDE = "172.31.0.250"
+OUTSIDE = ("172.31.0.250", "fd00:31::250")
+
+
+def outside_address() -> str:
+    return either(*OUTSIDE)
 
 
 def build() -> Cluster:
-    """n1 (172.31.0.11) with a and b, n2 (172.31.0.12) with c and d; pods in 10.201.<node>.0/24 as `ptp` lays them."""
+    """n1 (172.31.0.11, fd00:31::11) with a and b, n2 (….12) with c and d; pods in 10.201.<node>.0/24 and
+    fd00:201:<node>::/64, as `ptp` lays them."""
     segment = Namespace("seg")
     segment.run("ip", "link", "add", "br0", "type", "bridge")
     segment.run("ip", "link", "set", "br0", "up")
     outside = Namespace("out")
-    _plug(segment, outside, "out", f"{OUTSIDE}/24")
+    _plug(segment, outside, "out", OUTSIDE)
     nodes = []
     for number, names in ((1, "ab"), (2, "cd")):
         namespace = Namespace(f"n{number}")
         namespace.set("ipv4/ip_forward", "1")
-        _plug(segment, namespace, f"n{number}", f"172.31.0.1{number}/24")
-        other = 3 - number
-        namespace.run("ip", "route", "add", f"10.201.{other}.0/24", "via", f"172.31.0.1{other}")
-        namespace.run("ip", "route", "add", "default", "via", OUTSIDE)
-        outside.run("ip", "route", "add", f"10.201.{number}.0/24", "via", f"172.31.0.1{number}")
-        node = Node(f"n{number}", f"172.31.0.1{number}", namespace, namespace.ifindex("eth0"))
-        for index, name in enumerate(names):
-            node.pods.append(_add_pod(node, name, f"10.201.{number}.{2 + index}", f"10.201.{number}.1"))
+        namespace.set("ipv6/conf/all/forwarding", "1")
+        addresses = _node_addresses(number)
+        _plug(segment, namespace, f"n{number}", addresses)
+        for theirs, via in zip(_pod_networks(3 - number), _node_addresses(3 - number), strict=True):
+            namespace.run("ip", "route", "add", theirs, "via", via)
+        for destination, via in zip(("0.0.0.0/0", "::/0"), OUTSIDE, strict=True):
+            namespace.run("ip", "route", "add", destination, "via", via)
+        for ours, via in zip(_pod_networks(number), addresses, strict=True):
+            outside.run("ip", "route", "add", ours, "via", via)
+        node = Node(f"n{number}", addresses, namespace, namespace.ifindex("eth0"))
+        gateways = (f"10.201.{number}.1", f"fd00:201:{number}::1")
+        for index, name in enumerate(names, 2):
+            node.pods.append(
+                _add_pod(node, name, (f"10.201.{number}.{index}", f"fd00:201:{number}::{index}"), gateways)
+            )
         nodes.append(node)
     return Cluster(nodes, outside, segment)
 
 
-def _plug(segment: Namespace, namespace: Namespace, port: str, address: str) -> None:
+def _node_addresses(number: int) -> tuple[str, str]:
+    return f"172.31.0.1{number}", f"fd00:31::1{number}"
+
+
+def _pod_networks(number: int) -> tuple[str, str]:
+    return f"10.201.{number}.0/24", f"fd00:201:{number}::/64"
+
+
+def _plug(segment: Namespace, namespace: Namespace, port: str, addresses: tuple[str, str]) -> None:
     segment.run("ip", "link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", namespace.name)
     segment.run("ip", "link", "set", port, "master", "br0", "up")
-    namespace.run("ip", "addr", "add", address, "dev", "eth0")
+    for address, length in zip(addresses, (24, 64), strict=True):
+        namespace.run("ip", "addr", "add", f"{address}/{length}", "dev", "eth0")
     namespace.run("ip", "link", "set", "eth0", "up")
 
 
-def _add_pod(node: Node, name: str, address: str, gateway: str) -> Pod:
+def _add_pod(node: Node, name: str, addresses: tuple[str, str], gateways: tuple[str, str]) -> Pod:
     namespace = Namespace(name)
     veth = f"veth{name}"
     host = node.namespace
     host.run("ip", "link", "add", veth, "type", "veth", "peer", "name", "eth0", "netns", namespace.name)
-    host.run("ip", "addr", "add", f"{gateway}/32", "dev", veth)
+    for gateway, address, length in zip(gateways, addresses, (32, 128), strict=True):
+        host.run("ip", "addr", "add", f"{gateway}/{length}", "dev", veth)
+        namespace.run("ip", "addr", "add", f"{address}/{length}", "dev", "eth0")
     host.run("ip", "link", "set", veth, "up")
-    namespace.run("ip", "addr", "add", f"{address}/32", "dev", "eth0")
     namespace.run("ip", "link", "set", "eth0", "up")
-    namespace.run("ip", "route", "add", gateway, "dev", "eth0", "scope", "link")
-    namespace.run("ip", "route", "add", "default", "via", gateway)
-    host.run("ip", "route", "add", address, "dev", veth)
-    return Pod(name, address, namespace, node, veth, host.ifindex(veth))
+    for gateway, address, everywhere in zip(gateways, addresses, ("0.0.0.0/0", "::/0"), strict=True):
+        namespace.run("ip", "route", "add", gateway, "dev", "eth0", "scope", "link")
+        namespace.run("ip", "route", "add", everywhere, "via", gateway)
+        host.run("ip", "route", "add", address, "dev", veth)
+    return Pod(name, addresses, namespace, node, veth, host.ifindex(veth))
 
 
 @contextmanager
 def attached(node: Node, loaded: Loaded, how: str) -> Iterator[None]:
     """The tc programs on the node's devices, by `tcx` or `clsact`."""
-    hooks = [(node.uplink, "eth0", "from_network", TCX_INGRESS)]
-    for pod in node.pods:
-        hooks += [(pod.ifindex, pod.veth, "from_pod", TCX_INGRESS), (pod.ifindex, pod.veth, "to_pod", TCX_EGRESS)]
+    hooks = []
+    for version in ("", "6"):
+        hooks.append((node.uplink, "eth0", f"from_network{version}", TCX_INGRESS))
+        for pod in node.pods:
+            hooks.append((pod.ifindex, pod.veth, f"from_pod{version}", TCX_INGRESS))
+            hooks.append((pod.ifindex, pod.veth, f"to_pod{version}", TCX_EGRESS))
     node.loaded = loaded
     with ExitStack() as stack:
         if how == "tcx":
@@ -196,22 +233,27 @@ def attached(node: Node, loaded: Loaded, how: str) -> Iterator[None]:
 def set_endpoints(cluster: Cluster, node: Node, identities: dict[str, int]) -> None:
     """endpoints, devices and open subjects of a node, as the agent would write them."""
     maps = node.programs.maps
-    maps["devices"].set({"value": node.uplink}, {"flags": 1, "addr": node.address})
+    ipv4, ipv6 = node.addresses
+    maps["devices"].set({"value": node.uplink}, {"flags": 1, "addr": ipv4, "addr6": ipv6})
     for other in cluster.nodes:
         own = other is node
-        maps["endpoints"].set({"addr": other.address}, {"identity": 1 if own else 2, "flags": 2 if own else 4})
+        for address in other.addresses:
+            maps["endpoints"].set({"addr": address}, {"identity": 1 if own else 2, "flags": 2 if own else 4})
         for pod in other.pods:
-            maps["endpoints"].set(
-                {"addr": pod.address},
-                {"identity": identities[pod.name], "ifindex": pod.ifindex if own else 0, "flags": 1},
-            )
+            for address in pod.addresses:
+                maps["endpoints"].set(
+                    {"addr": address},
+                    {"identity": identities[pod.name], "ifindex": pod.ifindex if own else 0, "flags": 1},
+                )
             if own:
                 maps["subjects"].set({"value": identities[pod.name]}, {"policy": identities[pod.name]})
 
 
-def attached_world(cluster: Cluster, loaded: list[Loaded], how: str) -> Iterator[Cluster]:
-    """The cluster with programs attached, everybody known, nobody isolated, no connections; once, then without."""
+def attached_world(cluster: Cluster, loaded: list[Loaded], how: str, version: int = 4) -> Iterator[Cluster]:
+    """The cluster with programs attached, everybody known, nobody isolated, no connections; once, then without. Tests
+    use its addresses of this IP version."""
     with ExitStack() as stack:
+        stack.enter_context(using(version))
         for node, programs in zip(cluster.nodes, loaded, strict=True):
             programs.clear()
             stack.enter_context(attached(node, programs, how))

@@ -7,14 +7,37 @@ from collections.abc import Callable
 from contextlib import suppress
 
 import pytest
+from tests.bpf.families import either, family
 from tests.bpf.topology import IDENTITIES, Cluster, Node, Pod
 
-VIP = "10.97.0.10"
 PATIENCE = 10.0
 INGRESS, EGRESS = 0, 1
 TCP, UDP = 6, 17
 # A pair on one node, and one across nodes.
 PAIRS = [("a", "b"), ("a", "c")]
+
+
+# Of linux/in.h and linux/in6.h; the socket module has them not. Values for the MTU discovery:
+DONT, WANT, DO = 0, 1, 2
+
+
+def mtu_discover() -> tuple[int, int]:
+    """IP_MTU_DISCOVER, as the first two arguments of setsockopt()."""
+    return either((socket.IPPROTO_IP, 10), (socket.IPPROTO_IPV6, 23))
+
+
+def path_mtu() -> tuple[int, int]:
+    """IP_MTU."""
+    return either((socket.IPPROTO_IP, 14), (socket.IPPROTO_IPV6, 24))
+
+
+def hop_limit() -> tuple[int, int]:
+    """IP_TTL."""
+    return either((socket.IPPROTO_IP, socket.IP_TTL), (socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS))
+
+
+def vip() -> str:
+    return either("10.97.0.10", "fd00:97::10")
 
 
 def pod(cluster: Cluster, name: str) -> Pod:
@@ -32,7 +55,7 @@ class Server:
     """A listening socket in a pod, for TCP or UDP."""
 
     def __init__(self, at: Pod, port: int, kind: int = socket.SOCK_STREAM) -> None:
-        self.socket = at.namespace.socket(socket.AF_INET, kind)
+        self.socket = at.namespace.socket(family(), kind)
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self.socket.bind((at.address, port))
         self.socket.settimeout(PATIENCE)
@@ -52,9 +75,20 @@ class Server:
 
 
 def client(at: Pod, kind: int = socket.SOCK_STREAM) -> socket.socket:
-    made = at.namespace.socket(socket.AF_INET, kind)
+    made = at.namespace.socket(family(), kind)
     made.settimeout(PATIENCE)
     return made
+
+
+def peer_of(at: socket.socket) -> tuple[str, int]:
+    address, port = at.getpeername()[:2]
+    return address, port
+
+
+def receive(at: socket.socket) -> tuple[bytes, tuple[str, int]]:
+    """A datagram, and whom it came from."""
+    data, source = at.recvfrom(65535)
+    return data, (source[0], source[1])
 
 
 def send_all(sender: socket.socket, receiver: socket.socket, data: bytes) -> None:
@@ -82,9 +116,8 @@ def exchange_tcp(source: Pod, target: Pod, address: str, port: int, server_port:
             assert accepted.recv(100) == b"ping"
             accepted.sendall(b"pong")
             assert connection.recv(100) == b"pong"
-            assert connection.getpeername() == (address, port)
-            peer: tuple[str, int] = accepted.getpeername()
-            return peer
+            assert peer_of(connection) == (address, port)
+            return peer_of(accepted)
 
 
 def exchange_udp(
@@ -94,11 +127,11 @@ def exchange_udp(
     with Server(target, server_port or port, socket.SOCK_DGRAM) as server, client(source, socket.SOCK_DGRAM) as sender:
         there, back = b"x" * size, b"y" * size
         sender.sendto(there, (address, port))
-        data, peer = server.socket.recvfrom(65535)
+        data, peer = receive(server.socket)
         assert data == there
         assert peer[0] == source.address
         server.socket.sendto(back, peer)
-        assert sender.recvfrom(65535) == (back, (address, port))
+        assert receive(sender) == (back, (address, port))
 
 
 def ping(source: Pod, address: str, size: int = 56) -> None:
@@ -146,12 +179,12 @@ def raise_generation(node: Node) -> None:
 
 
 def serve(cluster: Cluster, port: int, backends: list[tuple[Pod, int]], protocol: int = TCP) -> None:
-    """The Service VIP:port on all nodes."""
+    """The Service vip():port on all nodes."""
     for node in cluster.nodes:
         maps = node.programs.maps
         service = 7000 + protocol
-        maps["frontends"].set({"addr": VIP}, {})
-        maps["frontends"].set({"addr": VIP, "port": port, "protocol": protocol}, {"service": service})
+        maps["frontends"].set({"addr": vip()}, {})
+        maps["frontends"].set({"addr": vip(), "port": port, "protocol": protocol}, {"service": service})
         for slot, (target, target_port) in enumerate(backends):
             value = {"addr": target.address, "port": target_port}
             maps["backends"].set({"service": service, "slot": slot}, value)

@@ -83,7 +83,7 @@ def filters(namespace: Namespace, device: str, hook: str) -> list[dict[str, int 
 
 
 def tcx_names(index: int) -> set[str]:
-    return {f"tcx_{index}_{hook}" for hook in POD_PROGRAMS}
+    return {f"tcx_{index}_{program}" for program in POD_PROGRAMS}
 
 
 def pins(bpffs: Path) -> set[str]:
@@ -117,8 +117,8 @@ def test_which_devices_are_ours() -> None:
 
 def test_tcx_links_stand_on_the_device(attachments: Open, network: Network, loaded: Loaded) -> None:
     index = attach(attachments("tcx"), network)
-    for hook, program in POD_PROGRAMS.items():
-        _, number, target = link_of(loaded.bpffs, f"tcx_{index}_{hook}")
+    for program in POD_PROGRAMS:
+        _, number, target = link_of(loaded.bpffs, f"tcx_{index}_{program}")
         assert (number, target) == (number_of(loaded.manifest, program), index)
 
 
@@ -137,17 +137,17 @@ def test_tcx_attached_again_changes_nothing(attachments: Open, network: Network,
 def test_a_tcx_link_without_its_pin_is_put_back(attachments: Open, network: Network, loaded: Loaded) -> None:
     opened = attachments("tcx")
     index = attach(opened, network)
-    (loaded.bpffs / "links" / f"tcx_{index}_egress").unlink()
+    (loaded.bpffs / "links" / f"tcx_{index}_to_pod").unlink()
     # The kernel lets go of the old link a little later; until then the program stands there already (EEXIST), and the
     # agent tries again at its next look.
     until_done(lambda: attach(opened, network))
-    assert link_of(loaded.bpffs, f"tcx_{index}_egress")[1:] == (number_of(loaded.manifest, "to_pod"), index)
+    assert link_of(loaded.bpffs, f"tcx_{index}_to_pod")[1:] == (number_of(loaded.manifest, "to_pod"), index)
 
 
 def test_a_detached_tcx_link_is_put_back(attachments: Open, network: Network, loaded: Loaded) -> None:
     opened = attachments("tcx")
     index = attach(opened, network)
-    name = f"tcx_{index}_egress"
+    name = f"tcx_{index}_to_pod"
     link = links.open_pin(loaded.bpffs / "links" / name)
     bpf(34, struct.pack("=I", link), "detach a link")  # BPF_LINK_DETACH: the pin stays, attached to nothing
     os.close(link)
@@ -161,11 +161,11 @@ def test_a_new_version_takes_the_place_in_the_same_tcx_link(
     attachments: Open, network: Network, loaded: Loaded, next_version: Manifest
 ) -> None:
     index = attach(attachments("tcx"), network)
-    before = link_of(loaded.bpffs, f"tcx_{index}_ingress")
+    before = link_of(loaded.bpffs, f"tcx_{index}_from_pod")
     attach(attachments("tcx", next_version), network)
     # The link was never let go, so there was no moment without a program.
     expected = (before[0], number_of(next_version, "from_pod"), index)
-    assert link_of(loaded.bpffs, f"tcx_{index}_ingress") == expected != before
+    assert link_of(loaded.bpffs, f"tcx_{index}_from_pod") == expected != before
 
 
 def test_a_device_that_took_the_number_of_another(attachments: Open, network: Network, loaded: Loaded) -> None:
@@ -175,7 +175,7 @@ def test_a_device_that_took_the_number_of_another(attachments: Open, network: Ne
     network.node.ip("link", "del", "vethx")
     network.node.ip("link", "add", "vethz", "index", "900", "type", "veth", "peer", "name", "vethy")
     attach(opened, network, "vethz")
-    assert link_of(loaded.bpffs, "tcx_900_ingress")[1:] == (number_of(loaded.manifest, "from_pod"), 900)
+    assert link_of(loaded.bpffs, "tcx_900_from_pod")[1:] == (number_of(loaded.manifest, "from_pod"), 900)
 
 
 def test_a_device_that_is_gone_is_an_error(attachments: Open, network: Network) -> None:
@@ -212,9 +212,11 @@ def test_clsact_filters_stand_once_on_each_hook(attachments: Open, network: Netw
     for _ in range(2):
         attach(opened, network)
         attach(attachments("clsact"), network)
-        for hook, program in POD_PROGRAMS.items():
-            expected = {"name": f"tidegate_{program}", "id": number_of(loaded.manifest, program)}
-            assert filters(network.node, "vethpod", hook) == [expected]
+        for hook in ("ingress", "egress"):
+            programs = [program for program, at in POD_PROGRAMS.items() if at == hook]
+            expected = [{"name": f"tidegate_{name}", "id": number_of(loaded.manifest, name)} for name in programs]
+            found = filters(network.node, "vethpod", hook)
+            assert sorted(found, key=str) == sorted(expected, key=str)
 
 
 def test_a_removed_clsact_filter_is_put_back(attachments: Open, network: Network) -> None:
@@ -223,7 +225,7 @@ def test_a_removed_clsact_filter_is_put_back(attachments: Open, network: Network
     network.node.run("tc", "qdisc", "del", "dev", "vethpod", "clsact")
     assert filters(network.node, "vethpod", "egress") == []
     attach(opened, network)
-    assert len(filters(network.node, "vethpod", "egress")) == 1
+    assert len(filters(network.node, "vethpod", "egress")) == 2
 
 
 def test_filters_of_others_stay(attachments: Open, network: Network, loaded: Loaded) -> None:
@@ -232,7 +234,9 @@ def test_filters_of_others_stay(attachments: Open, network: Network, loaded: Loa
     network.node.run(*add, loaded.manifest.programs["from_network"].path)
     attach(attachments("clsact"), network)
     numbers = [entry["id"] for entry in filters(network.node, "vethpod", "ingress")]
-    assert numbers == [number_of(loaded.manifest, "from_pod"), number_of(loaded.manifest, "from_network")]
+    ours = {number_of(loaded.manifest, "from_pod"), number_of(loaded.manifest, "from_pod6")}
+    assert set(numbers[:2]) == ours
+    assert numbers[2:] == [number_of(loaded.manifest, "from_network")]
 
 
 def test_a_new_version_takes_the_place_of_the_clsact_filter(
@@ -240,8 +244,8 @@ def test_a_new_version_takes_the_place_of_the_clsact_filter(
 ) -> None:
     attach(attachments("clsact"), network)
     attach(attachments("clsact", next_version), network)
-    expected = {"name": "tidegate_to_pod", "id": number_of(next_version, "to_pod")}
-    assert filters(network.node, "vethpod", "egress") == [expected]
+    numbers = {entry["id"] for entry in filters(network.node, "vethpod", "egress")}
+    assert numbers == {number_of(next_version, "to_pod"), number_of(next_version, "to_pod6")}
 
 
 def test_the_socket_programs_stand_on_the_cgroup(attachments: Open, loaded: Loaded, cgroup: Path) -> None:

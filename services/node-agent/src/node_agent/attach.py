@@ -12,11 +12,12 @@ from pyroute2.netlink.exceptions import NetlinkError
 from node_agent import links
 from node_agent.loader import Manifest, prune
 
-POD_PROGRAMS = {"ingress": "from_pod", "egress": "to_pod"}
-UPLINK_PROGRAMS = {"ingress": "from_network"}
+# Program → hook. Those for IPv6 first: an earlier version's IPv4 program may be what refuses all IPv6.
+POD_PROGRAMS = {"from_pod6": "ingress", "to_pod6": "egress", "from_pod": "ingress", "to_pod": "egress"}
+UPLINK_PROGRAMS = {"from_network6": "ingress", "from_network": "ingress"}
 
-# clsact: our place among the filters of others, the same at each replacement.
-PRIORITY, HANDLE = 1, 0x7467
+# clsact: our places among the filters of others, the same at each replacement.
+PRIORITY, HANDLE, HANDLE6 = 1, 0x7467, 0x7468
 _PARENT = {"ingress": 0xFFFFFFF2, "egress": 0xFFFFFFF3}
 _ALL_PROTOCOLS = 3  # ETH_P_ALL
 _DIRECT_ACTION = 1  # TCA_BPF_FLAG_ACT_DIRECT
@@ -30,7 +31,7 @@ class Devices:
     uplinks: tuple[str, ...]
 
     def programs(self, name: str) -> Mapping[str, str] | None:
-        """Hook → program for the device, None if it is not ours."""
+        """Program → hook for the device, None if it is not ours."""
         if name in self.uplinks:
             return UPLINK_PROGRAMS
         return POD_PROGRAMS if fnmatch.fnmatch(name, self.pod_pattern) else None
@@ -67,9 +68,9 @@ class Attachments:
 
     def attach_device(self, index: int, name: str, programs: Mapping[str, str]) -> None:
         """Raises FileNotFoundError or OSError(ENODEV) where the device has gone meanwhile."""
-        for hook, program in programs.items():
+        for program, hook in programs.items():
             if self.tcx:
-                self._link(f"tcx_{index}_{hook}", program, index, f"tcx_{hook}", index)
+                self._link(f"tcx_{index}_{program}", program, index, f"tcx_{hook}", index)
             else:
                 self._filter(index, hook, program)
         self.devices[index] = name
@@ -77,8 +78,8 @@ class Attachments:
     def forget_device(self, index: int) -> None:
         """The device is gone, and the kernel has let go of its programs."""
         self.devices.pop(index, None)
-        for hook in ("ingress", "egress"):
-            (self._links / f"tcx_{index}_{hook}").unlink(missing_ok=True)
+        for path in self._links.glob(f"tcx_{index}_*"):
+            path.unlink()
 
     def finish(self, present: Mapping[int, str]) -> list[str]:
         """After a start: removes links of devices that are gone, and the programs of earlier versions."""
@@ -126,7 +127,7 @@ class Attachments:
                 "replace-filter",
                 "bpf",
                 index=index,
-                handle=HANDLE,
+                handle=HANDLE6 if program.endswith("6") else HANDLE,
                 parent=_PARENT[hook],
                 prio=PRIORITY,
                 protocol=_ALL_PROTOCOLS,

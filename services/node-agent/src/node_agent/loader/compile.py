@@ -24,7 +24,10 @@ SHOWN_LINES = 25
 def compile_source(source: Source, directory: Path) -> Object:
     """All programs of the source. Raises BuildError, ImportError."""
     parts = [_compile_part(source, text, programs, directory) for text, programs in source.parts]
-    maps = {name: shape for part in parts for name, shape in part.maps.items()}
+    maps = parts[0].maps
+    for part in parts[1:]:
+        if differing := [name for name in maps if part.maps[name] != maps[name]]:
+            raise BuildError(f"{directory}: not the same in all parts: map {', map '.join(differing)}")
     return Object(maps, {name: program for part in parts for name, program in part.programs.items()})
 
 

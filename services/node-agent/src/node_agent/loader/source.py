@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 # Raise it when the loader makes something else of the same source.
-LOADER_VERSION = 2
+LOADER_VERSION = 3
 
-# Files that are compiled together, and the programs in them.
+# What is compiled together: the IP family of the packets, files, and the programs in them.
 PARTS = (
     (
+        4,
         ("pod.c", "network.c", "socket.c"),
         (
             *("from_pod", "to_pod", "from_network"),
@@ -20,6 +21,7 @@ PARTS = (
             *("connect6", "sendmsg6", "recvmsg6", "getpeername6"),
         ),
     ),
+    (6, ("pod.c", "network.c"), ("from_pod6", "to_pod6", "from_network6")),
 )
 MAIN = "pod.c"
 PRIVATE = "PRIVATE"
@@ -97,7 +99,9 @@ def flatten(directory: Path, files: tuple[str, ...]) -> str:
 def read_source(directory: Path, sizes: Mapping[str, int]) -> Source:
     """Flattens and examines the source. Raises ValueError for a size of a map that has none."""
     directory = directory.resolve()
-    parts = tuple((flatten(directory, files), programs) for files, programs in PARTS)
+    parts = tuple(
+        (f"#define FAMILY {family}\n{flatten(directory, files)}", programs) for family, files, programs in PARTS
+    )
     body = parts[0][0]
     defaults = {name: int(size) for name, size in _SIZE.findall(body)}
     for name, size in sizes.items():

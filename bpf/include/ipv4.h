@@ -1,0 +1,157 @@
+/* What IPv4 has of its own. ipv6.h has the same names, and nothing else in the programs tells the families apart. */
+#pragma once
+
+#define PROGRAM(name) name
+#define ETH_P_FAMILY ETH_P_IP
+#define AF_FAMILY AF_INET
+#define PROTO_ICMP IPPROTO_ICMP
+/* No device has a smaller MTU (RFC 791). */
+#define SMALLEST_MTU 68
+
+#define IP_HEADER sizeof(struct iphdr)
+#define IP_OFFSET_MASK 0x1fff
+#define IP_MORE_FRAGMENTS 0x2000
+
+#define ICMP_ECHO_REPLY 0
+#define ICMP_ECHO_REQUEST 8
+#define ICMP_UNREACHABLE 3
+#define ICMP_UNREACHABLE_PORT 3
+#define ICMP_TOS 0xc0 /* internetwork control, as the kernel marks its ICMP errors */
+
+static bool is_icmp_error(u8 type)
+{
+	return type == 3 || type == 4 || type == 5 || type == 11 || type == 12;
+}
+
+/* Whether the packet keeps the link alive, and is of no policy. ARP is what IPv4 has of the kind. */
+static bool is_link_control(struct __sk_buff *skb)
+{
+	return false;
+}
+
+static bool is_link_local(const struct addr *addr)
+{
+	return false;
+}
+
+/* The address of the node on a device: all zeroes where there is none. */
+static const struct addr *node_address(struct device *device)
+{
+	return &device->addr;
+}
+
+static u8 fragment_protocol(struct flow *flow)
+{
+	return flow->protocol;
+}
+
+/* Reads the header at `at` into flow->packet. */
+static bool read_ip(struct __sk_buff *skb, struct flow *flow, u32 at)
+{
+	struct iphdr *ip = &flow->ip.v4;
+	struct packet *packet = &flow->packet;
+	if (bpf_skb_load_bytes(skb, at, ip, sizeof(*ip)))
+		return refuse(flow, REASON_MALFORMED);
+	if (ip->version != 4 || ip->ihl < 5)
+		return refuse(flow, REASON_MALFORMED);
+	u16 fragment = ntohs(ip->frag_off);
+	packet->fragment = fragment & IP_MORE_FRAGMENTS ? FRAGMENT_FIRST : FRAGMENT_NONE;
+	if (fragment & IP_OFFSET_MASK)
+		packet->fragment = FRAGMENT_LATER;
+	packet->fragment_id = ip->id;
+	set_v4(&packet->source, ip->saddr);
+	set_v4(&packet->destination, ip->daddr);
+	packet->protocol = ip->protocol;
+	packet->ttl = ip->ttl;
+	packet->tos = ip->tos;
+	packet->l4 = at + ip->ihl * 4;
+	packet->total = ntohs(ip->tot_len);
+	return true;
+}
+
+/* As ip_decrease_ttl() of the kernel does it: the TTL is the upper byte of its word. */
+static bool lower_ttl(struct __sk_buff *skb, struct flow *flow)
+{
+	__be16 old = htons(flow->ttl << 8), new = htons((flow->ttl - 1) << 8);
+	u8 ttl = flow->ttl - 1;
+	if (bpf_l3_csum_replace(skb, IP_AT + offsetof(struct iphdr, check), old, new, 2))
+		return refuse(flow, REASON_MALFORMED);
+	if (bpf_skb_store_bytes(skb, IP_AT + offsetof(struct iphdr, ttl), &ttl, 1, 0))
+		return refuse(flow, REASON_MALFORMED);
+	return true;
+}
+
+/* Whether the transport checksum of this protocol covers the packet's addresses. */
+static bool is_summed_with_addresses(u8 protocol)
+{
+	return protocol == IPPROTO_TCP || protocol == IPPROTO_UDP;
+}
+
+/* What another address changes in the transport checksum at `at`. */
+static long sum_address(struct __sk_buff *skb, u32 at, const struct addr *old, const struct addr *new, u64 flags)
+{
+	return bpf_l4_csum_replace(skb, at, old->w[3], new->w[3], flags | BPF_F_PSEUDO_HDR | 4);
+}
+
+static bool set_header_address(struct __sk_buff *skb, struct flow *flow, u32 at, bool source, const struct addr *old,
+			       const struct addr *new)
+{
+	u32 field = source ? offsetof(struct iphdr, saddr) : offsetof(struct iphdr, daddr);
+	if (bpf_l3_csum_replace(skb, at + offsetof(struct iphdr, check), old->w[3], new->w[3], 4))
+		return refuse(flow, REASON_MALFORMED);
+	return !bpf_skb_store_bytes(skb, at + field, (void *)&new->w[3], 4, 0) || refuse(flow, REASON_MALFORMED);
+}
+
+/* One address of the packet's header. What it changes there cancels out in the sum of the packet. */
+static bool set_address(struct __sk_buff *skb, struct flow *flow, bool source, const struct addr *old,
+			const struct addr *new)
+{
+	return set_header_address(skb, flow, IP_AT, source, old, new);
+}
+
+/* One address in the header that an ICMP error quotes. It cancels out against that header's own checksum. */
+static bool set_quoted_address(struct __sk_buff *skb, struct flow *flow, bool source, const struct addr *old,
+			       const struct addr *new)
+{
+	return set_header_address(skb, flow, flow->quoted, source, old, new);
+}
+
+static void fill_route_addresses(struct flow *flow)
+{
+	flow->route.tos = flow->tos;
+	flow->route.ipv4_src = flow->source.w[3];
+	flow->route.ipv4_dst = flow->destination.w[3];
+}
+
+/* The header of an answer to the packet, with `length` bytes behind it. */
+static void fill_answer_ip(struct flow *flow, u8 protocol, u8 tos, u16 length)
+{
+	struct iphdr *ip = &flow->answer.ip.v4;
+	__builtin_memset(ip, 0, sizeof(*ip));
+	ip->version = 4;
+	ip->ihl = 5;
+	ip->tos = tos;
+	ip->tot_len = htons(IP_HEADER + length);
+	ip->ttl = ANSWER_TTL;
+	ip->protocol = protocol;
+	ip->saddr = flow->destination.w[3];
+	ip->daddr = flow->source.w[3];
+	ip->check = checksum(bpf_csum_diff(NULL, 0, (__be32 *)ip, sizeof(*ip), 0));
+}
+
+/* What an answer's transport checksum covers of its header. */
+static u32 sum_answer_ip(struct flow *flow, u8 protocol, u16 length)
+{
+	struct pseudo_v4 *pseudo = &flow->answer.pseudo.v4;
+	pseudo->source = flow->answer.ip.v4.saddr;
+	pseudo->destination = flow->answer.ip.v4.daddr;
+	pseudo->protocol = htons(protocol);
+	pseudo->length = htons(length);
+	return bpf_csum_diff(NULL, 0, (__be32 *)pseudo, sizeof(*pseudo), 0);
+}
+
+/* ICMP's checksum covers no address. */
+static u32 sum_answer_icmp(struct flow *flow, u16 length)
+{
+	return 0;
+}
