@@ -75,7 +75,7 @@ struct source_range_key {
 #define SOURCE_RANGE_BITS (32 + 128)
 
 /* services: selection -> how many slots of backends are in use (slots 0 … count-1). A selection is the number of a
- * service port, with bit 30 set the one for the traffic policy Local; with bit 29 set it is a host port. */
+ * service port, with bit 30 set the one for the traffic policy Local; with bit 29 set it is a host port, with bit 31 it is for IPv6. */
 struct service {
 	__u32 count;
 	__u32 flags;

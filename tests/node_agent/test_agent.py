@@ -130,7 +130,7 @@ def test_from_a_snapshot_to_maps(run: Run) -> None:
             assert maps["endpoints"].get({"addr": Network.NODE}) == {"identity": 1, "ifindex": 0, "flags": 2}
             assert maps["endpoints"].get({"addr": "172.31.2.12"}) == {"identity": 2, "ifindex": 0, "flags": 4}
             uplink = {"value": world.network.node.ifindex("eth0")}
-            assert maps["devices"].items() == [(uplink, {"flags": 1, "addr": "::"})]
+            assert maps["devices"].items() == [(uplink, {"flags": 1, "addr": "::", "addr6": "::"})]
             assert maps["members"].get({"set": 300, "member": DB}) is not None
             assert maps["services"].get({"value": 5080}) is not None
             assert set(agent.attachments.devices.values()) == {"eth0", "vethpod"}
@@ -300,7 +300,7 @@ def test_devices_come_and_go(run: Run) -> None:
             index = host.ifindex("vethnew")
             await until("programs on it", lambda: agent.attachments.devices.get(index) == "vethnew")
             links = set((world.loaded.bpffs / "links").glob(f"tcx_{index}_*"))
-            assert len(links) == (2 if agent.attachments.tcx else 0)
+            assert len(links) == (4 if agent.attachments.tcx else 0)
             host.ip("link", "del", "vethnew")
             await until("its end", lambda: index not in agent.attachments.devices)
             assert not set((world.loaded.bpffs / "links").glob(f"tcx_{index}_*"))

@@ -8,13 +8,15 @@ from msgspec import structs
 from tests.node_agent.world import KEYS, MAPS, OWN, Agent, Values, touched
 
 from node_agent.entries import FRONTEND_OPEN, FRONTEND_RANGES, SERVICE_DROP
-from node_agent.frontends import LOCAL, frontends, numbers
+from node_agent.frontends import IPV6, LOCAL, families, frontends, numbers
 from node_agent.layout import Form
 from tidegate.records import Backend, BackendShard, Node, Protocol, Service, ServicePort, encode
 from tidegate.records.addresses import pack_address, pack_cidr, unpack_address
 
-NODE_IPS = [pack_address(text) for text in ("172.16.0.1", "203.0.113.9", "127.0.0.1", "127.1.2.3", "fe80::1")]
+NODE_IPS = [pack_address(text) for text in ("172.16.0.1", "203.0.113.9", "127.0.0.1", "127.1.2.3")]
+NODE_IPS += [pack_address(text) for text in ("fd00:31::1", "2001:db8::9", "::1", "fe80::1", "febf::1")]
 VIP, LB, EXTERNAL = "10.96.0.1", "203.0.113.1", "198.51.100.1"
+VIP6, LB6, EXTERNAL6 = "fd00:96::1", "2001:db8:1::1", "2001:db8:2::1"
 PORT = ServicePort(id=500, name="http", port=80)
 NODE_PORT = ServicePort(id=500, name="http", port=80, node_port=30080)
 
@@ -39,7 +41,18 @@ def service(*ports: ServicePort, lb: str = "", external: str = "", **fields: boo
     )
 
 
+def both(record: Service, *vips: str) -> Service:
+    """With addresses of both families at everything that has one; `vips` are its ClusterIPs."""
+    return structs.replace(
+        record,
+        cluster_ips=tuple(map(pack_address, vips)),
+        load_balancer_ips=record.load_balancer_ips and (*record.load_balancer_ips, pack_address(LB6)),
+        external_ips=record.external_ips and (*record.external_ips, pack_address(EXTERNAL6)),
+    )
+
+
 LOCAL_500 = 500 | LOCAL
+SIX = 500 | IPV6
 CLOSED = {f"{VIP}:0/0": "closed"}
 ROWS = {
     "ClusterIP": Row(service(PORT), {**CLOSED, f"{VIP}:80/6": (500, 500)}, {500}),
@@ -99,6 +112,34 @@ ROWS = {
         },
         {500, LOCAL_500},
     ),
+    "both families": Row(
+        both(service(PORT, lb=LB, external_local=True), VIP, VIP6),
+        {
+            **CLOSED,
+            f"{VIP}:80/6": (500, 500),
+            f"{LB}:0/0": "closed",
+            f"{LB}:80/6": (500, LOCAL_500),
+            f"{VIP6}:0/0": "closed",
+            f"{VIP6}:80/6": (SIX, SIX),
+            f"{LB6}:0/0": "closed",
+            f"{LB6}:80/6": (SIX, SIX | LOCAL),
+        },
+        {500, LOCAL_500, SIX, SIX | LOCAL},
+    ),
+    "IPv6 alone: IPv4 addresses of it mean nothing": Row(
+        both(service(NODE_PORT, lb=LB, external=EXTERNAL), VIP6),
+        {
+            f"{VIP6}:0/0": "closed",
+            f"{VIP6}:80/6": (SIX, SIX),
+            f"{LB6}:0/0": "closed",
+            f"{LB6}:80/6": (SIX, SIX),
+            f"{EXTERNAL6}:0/0": "open",
+            f"{EXTERNAL6}:80/6": (SIX, SIX),
+            "fd00:31::1:30080/6": (SIX, SIX),
+            "2001:db8::9:30080/6": (SIX, SIX),
+        },
+        {SIX},
+    ),
 }
 
 
@@ -109,7 +150,8 @@ def test_frontends(row: Row) -> None:
         name = f"{unpack_address(one.address)}:{one.port}/{one.protocol}"
         found[name] = (one.service, one.outside) if one.port else "open" if one.open else "closed"
     assert found == row.expected
-    assert {number for port in row.service.ports for number in numbers(row.service, port)} == row.selections
+    needed = {number for port in row.service.ports for number in numbers(row.service, port)}
+    assert {number | bit for number in needed for bit in families(row.service)} == row.selections
 
 
 # The same in the tables
@@ -149,6 +191,20 @@ def test_each_selection_has_its_backends(agent: Agent) -> None:
     assert set(agent.rows("services")) == {500}
     agent.remove(KEYS.service("default", "shop"))
     assert not any(agent.kernel[name] for name in ("frontends", "services", "backends"))
+
+
+def test_each_family_has_its_own_backends(agent: Agent) -> None:
+    agent.change(stored(both(service(PORT, internal_local=True), VIP, VIP6)))
+    agent.change(backends(("10.0.0.1", OWN), ("fd00::2", "n9")))
+    assert members(agent, LOCAL_500) == {"10.0.0.1"}
+    assert members(agent, SIX | LOCAL) == set()
+    assert agent.flags("services", SIX | LOCAL) == SERVICE_DROP, "there are some elsewhere, in this family"
+    agent.change(backends(("10.0.0.1", OWN), ("fd00::1", OWN)))
+    assert members(agent, SIX | LOCAL) == {"fd00::1"}
+    agent.change(backends(("fd00::1", OWN)))
+    assert (members(agent, LOCAL_500), agent.flags("services", LOCAL_500)) == (set(), 0)
+    agent.change(stored(service(PORT)))
+    assert set(agent.rows("services")) == {500}
 
 
 def test_a_local_selection_without_backends_is_dropped_while_there_are_some_elsewhere(agent: Agent) -> None:
@@ -228,7 +284,7 @@ def test_source_ranges(agent: Agent) -> None:
     two = (pack_cidr("10.0.0.0/8"), pack_cidr("fd00::/8"))
     limited = structs.replace(service(PORT, lb=LB, external=EXTERNAL), source_ranges=two)
     agent.change(stored(limited))
-    assert set(agent.rows("source_ranges")) == {(32 + 104, 500, "10.0.0.0"), (32 + 8, 500, "fd00::")}
+    assert set(agent.rows("source_ranges")) == {(32 + 104, 500, "10.0.0.0"), (32 + 8, SIX, "fd00::")}
     flags = {key[0]: agent.flags("frontends", key) for key in agent.rows("frontends") if key[1]}
     assert flags == {VIP: 0, LB: FRONTEND_RANGES, EXTERNAL: 0}, "they are the load balancer's"
     agent.change(stored(structs.replace(limited, source_ranges=two[:1])))

@@ -45,6 +45,23 @@ def test_on_every_address_or_on_one(agent: Agent) -> None:
     assert all(number & HOST_PORT for number in agent.rows("frontends").values())
 
 
+def test_a_pod_with_two_families(agent: Agent) -> None:
+    agent.route({}, [NODE, "fd00:31::1", "fe80::1", "::1"])
+    dual = Endpoint(
+        node=OWN, identity=1001, addresses=(pack_address("10.0.0.1"), pack_address("fd00::5")), host_ports=(WEB, DNS)
+    )
+    agent.change({pod_key("web"): encode(dual)})
+    assert leads(agent) == {
+        (NODE, 80, 6): {("10.0.0.1", 8080)},
+        ("fd00:31::1", 80, 6): {("fd00::5", 8080)},
+        (NODE, 53, 17): {("10.0.0.1", 5353)},
+    }
+    agent.change(pod("web", "fd00::5", WEB))
+    assert leads(agent) == {("fd00:31::1", 80, 6): {("fd00::5", 8080)}}
+    agent.remove(pod_key("web"))
+    assert not any(agent.kernel[name] for name in ("frontends", "services", "backends"))
+
+
 def test_pods_of_other_nodes_have_theirs_there(agent: Agent) -> None:
     agent.change(pod("web", "10.0.0.1", WEB, node="n9"))
     assert leads(agent) == {}

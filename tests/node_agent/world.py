@@ -39,7 +39,7 @@ _KINDS = {"u8": 1, "u32": 4, "be16": 2, "addr": 16, "u32[]": 32}
 # Keys and values of the agent's maps, beside those that the loader derives from the C types: a test compares both.
 FIELDS = {
     "endpoints": ("addr:addr", "identity:u32 ifindex:u32 flags:u32"),
-    "devices": ("value:u32", "flags:u32 addr:addr"),
+    "devices": ("value:u32", "flags:u32 addr:addr addr6:addr"),
     "frontends": ("addr:addr port:be16 protocol:u8 pad:u8", "service:u32 outside:u32 flags:u32 pad:u32"),
     "services": ("value:u32", "count:u32 flags:u32 affinity_seconds:u32 pad:u32"),
     "backends": ("service:u32 slot:u32", "addr:addr port:be16 pad:bytes2 flags:u32"),

@@ -25,6 +25,12 @@ def unpack_address(packed: bytes) -> str:
     return socket.inet_ntop(socket.AF_INET6, packed)
 
 
+def write_end(packed: bytes, port: int) -> str:
+    """Address and port as in URLs: `10.0.0.1:80`, `[fd00::1]:80`."""
+    text = unpack_address(packed)
+    return f"{text}:{port}" if is_ipv4(packed) else f"[{text}]:{port}"
+
+
 def is_ipv4(packed: bytes) -> bool:
     return packed.startswith(MAPPED)
 

@@ -12,6 +12,7 @@ from node_agent.loader import CACHE
 from node_agent.machine import check
 from node_agent.monitor import Monitor
 from node_agent.status import KernelCollector, routes
+from node_agent.sysctl import enable_forwarding
 from tidegate.records import Keyspace
 from tidegate.runtime.errors import SettingsError
 from tidegate.runtime.http import Health, serve
@@ -19,8 +20,6 @@ from tidegate.runtime.lifecycle import Stop, run
 from tidegate.runtime.metrics import REGISTRY
 from tidegate.runtime.settings import CONTEXT_SETTINGS, CommonSettings, common_options
 from tidegate.store.etcd import EtcdStore
-
-FORWARDING = Path("/proc/sys/net/ipv4/ip_forward")
 
 _DIRECTORY = click.Path(path_type=Path, file_okay=False)
 
@@ -76,7 +75,7 @@ async def serve_node(common: CommonSettings, settings: NodeSettings) -> None:
     try:
         # First of all: from here on nothing is forwarded that our programs have not seen.
         await nft.install(settings.pod_interfaces)
-        FORWARDING.write_text("1\n")
+        enable_forwarding(settings.uplinks)
         manifest = await run_loader(settings)
     except (nft.GuardError, LoadError, OSError) as error:
         raise SettingsError(str(error)) from error

@@ -236,7 +236,7 @@ class Agent:
         pods = {a: i for a, i in pods.items() if i not in uplinks}
         self.view.set_host(pods, host.addresses)
         entries = Entries(self.manifest.maps)
-        present = dict(entries.device(index, self.view.endpoints.own_address) for index in uplinks)
+        present = dict(entries.device(index, *self.view.endpoints.own_addresses) for index in uplinks)
         for key in self.tables.wanted("devices").keys() - present.keys():
             self.tables.want("devices", key, None)
         for key, value in present.items():

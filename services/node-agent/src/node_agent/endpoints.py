@@ -1,6 +1,7 @@
 """Who has which address: pods of the cluster, nodes, and this node's own addresses. Pure."""
 
 from collections.abc import Iterable, Mapping
+from itertools import filterfalse
 
 from node_agent.entries import Entries
 from node_agent.policy import PolicyView
@@ -118,9 +119,11 @@ class EndpointView:
         return self._nodes
 
     @property
-    def own_address(self) -> bytes:
-        """This node's first IPv4 address, as the API knows it; zeroes where it knows none."""
-        return next(filter(is_ipv4, self._own_reported()), bytes(16))
+    def own_addresses(self) -> tuple[bytes, bytes]:
+        """This node's first address of each family, as the API knows it; zeroes where it knows none."""
+        reported = self._own_reported()
+        ipv4 = next(filter(is_ipv4, reported), bytes(16))
+        return ipv4, next(filterfalse(is_ipv4, reported), bytes(16))
 
     def set_host(self, devices: Mapping[bytes, int], addresses: frozenset[bytes]) -> None:
         """The node's host routes (address → ifindex of a pod's device) and own addresses."""

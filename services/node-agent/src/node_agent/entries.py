@@ -37,9 +37,10 @@ class Entries:
         is_open = fields["flags"] & EP_POD and not fields["flags"] & EP_CLOSED
         return (int(fields["identity"]), int(fields["ifindex"])) if is_open else None
 
-    def device(self, index: int, address: bytes) -> tuple[bytes, bytes]:
-        """An uplink, and the address under which connections from outside leave the node through it again."""
-        return self._keys["devices"].pack(value=index), self._values["devices"].pack(flags=DEVICE_UPLINK, addr=address)
+    def device(self, index: int, ipv4: bytes, ipv6: bytes) -> tuple[bytes, bytes]:
+        """An uplink, and the addresses under which connections from outside leave the node through it again."""
+        value = self._values["devices"].pack(flags=DEVICE_UPLINK, addr=ipv4, addr6=ipv6)
+        return self._keys["devices"].pack(value=index), value
 
     def frontend_key(self, address: bytes, port: int, protocol: int) -> bytes:
         return self._keys["frontends"].pack(addr=address, port=port, protocol=protocol)

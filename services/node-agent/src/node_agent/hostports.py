@@ -1,14 +1,14 @@
 """hostPort of this node's pods: ports of the node that lead to one pod, as the CNI plugin `portmap` does it. Pure."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
-from node_agent.frontends import HOST_PORT, Frontend, is_served
+from node_agent.frontends import HOST_PORT, IPV6, Frontend, family, is_served
 from node_agent.selections import FrontendTable, SelectionTable
 from tidegate.records import Endpoint, HostPort
-from tidegate.records.addresses import is_ipv4
 from tidegate.records.ids import SERVICE_SPACE, Numbering
 
 Key = tuple[str, str]
+Port = tuple[HostPort, int]  # and the family's bit
 
 
 class HostPortView:
@@ -20,7 +20,7 @@ class HostPortView:
         self._leading = leading
         self._own: frozenset[bytes] = frozenset()
         self._pods: dict[Key, Endpoint] = {}
-        self._numbers: dict[Key, dict[HostPort, int]] = {}
+        self._numbers: dict[Key, dict[Port, int]] = {}
         self._numbering = Numbering(space=SERVICE_SPACE)
 
     def set_addresses(self, own: frozenset[bytes]) -> None:
@@ -39,24 +39,25 @@ class HostPortView:
 
     def _program(self, key: Key) -> None:
         pod = self._pods.get(key)
-        address = next(filter(is_ipv4, pod.addresses), None) if pod else None
-        wanted = pod.host_ports if pod and address else ()
+        # Of each family the first address.
+        backends = {family(address): address for address in reversed(pod.addresses)} if pod else {}
+        wanted = {(item, bit): address for bit, address in backends.items() for item in pod.host_ports} if pod else {}
         numbers = self._numbers.setdefault(key, {})
-        for item in wanted:
-            if item not in numbers:
-                numbers[item] = self._numbering.take(repr((key, item)).encode()) | HOST_PORT
-            if address:
-                self._selections.fill(numbers[item], {(address, item.target)})
+        for (item, bit), address in wanted.items():
+            if (item, bit) not in numbers:
+                numbers[item, bit] = self._numbering.take(repr((key, item, bit)).encode()) | HOST_PORT | bit
+            self._selections.fill(numbers[item, bit], {(address, item.target)})
         self._leading.set(("host port", *key), self._frontends(numbers, wanted))
-        for item in numbers.keys() - set(wanted):
-            number = numbers.pop(item)
-            self._numbering.release(number ^ HOST_PORT)
+        for each in numbers.keys() - wanted.keys():
+            number = numbers.pop(each)
+            self._numbering.release(number & ~(HOST_PORT | IPV6))
             self._selections.empty(number)
         if not numbers:
             del self._numbers[key]
 
-    def _frontends(self, numbers: dict[HostPort, int], wanted: tuple[HostPort, ...]) -> Iterator[Frontend]:
-        for item in wanted:
+    def _frontends(self, numbers: dict[Port, int], wanted: Iterable[Port]) -> Iterator[Frontend]:
+        for item, bit in wanted:
             for address in self._own:
-                if is_served(address) and item.address in (b"", address):
-                    yield Frontend(address, item.port, item.protocol, numbers[item], numbers[item])
+                if is_served(address) and family(address) == bit and item.address in (b"", address):
+                    number = numbers[item, bit]
+                    yield Frontend(address, item.port, item.protocol, number, number)

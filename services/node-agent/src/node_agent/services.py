@@ -1,18 +1,29 @@
 """Services and their backends, as this node sees them. Pure."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
-from node_agent.choice import Place, Refusal, select, why_not
+from node_agent.choice import Place, Refusal, Selection, select, why_not
 from node_agent.entries import PRESENT, Entries
-from node_agent.frontends import LOCAL, frontends, numbers, ranges
+from node_agent.frontends import IPV6, LOCAL, families, family, frontends, numbers, ranges
 from node_agent.healthchecks import HealthCheck
 from node_agent.selections import FrontendTable, SelectionTable
 from node_agent.table import Tables
-from tidegate.records import Backend, BackendShard, Service
-from tidegate.records.addresses import is_ipv4, unpack_address
+from tidegate.records import Backend, BackendShard, Service, ServicePort
+from tidegate.records.addresses import write_end
 
 Key = tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A selection that a Service needs: of the backends `among` those of `selection`, under the number."""
+
+    port: ServicePort
+    number: int
+    selection: Selection
+    among: list[Backend]
 
 
 class ServiceView:
@@ -79,55 +90,60 @@ class ServiceView:
             self._leading.set(key, frontends(service, self._own) if service else ())
 
     def _program_backends(self, key: Key, service: Service | None) -> None:
-        known = self._known(key)
         needed: set[int] = set()
-        for port in service.ports if service else ():
-            found = select([backend for backend in known if port.name in backend.ports], self._place)
-            for number in numbers(service, port) if service else ():
-                needed.add(number)
-                selection = found.local if number & LOCAL else found.cluster
-                addresses = {(backend.address, backend.ports[port.name]) for backend in selection.backends}
-                affinity = service.affinity_seconds if service else 0
-                self._selections.fill(number, addresses, selection.refusal is Refusal.DROP, affinity)
-        self._check_health(key, service, known)
+        for wanted in self._wanted(key, service) if service else ():
+            needed.add(wanted.number)
+            backends = {(backend.address, backend.ports[wanted.port.name]) for backend in wanted.selection.backends}
+            dropping = wanted.selection.refusal is Refusal.DROP
+            self._selections.fill(wanted.number, backends, dropping, service.affinity_seconds if service else 0)
+        self._check_health(key, service)
         for number in self._numbers.pop(key, set()) - needed:
             self._selections.empty(number)
         if needed:
             self._numbers[key] = needed
 
+    def _wanted(self, key: Key, service: Service) -> Iterator[Wanted]:
+        """The selections of all ports, each in each family of the Service."""
+        known = self._known(key)
+        for port in service.ports:
+            for bit in families(service):
+                of_port = [b for b in known if port.name in b.ports and family(b.address) == bit]
+                found = select(of_port, self._place)
+                for number in numbers(service, port):
+                    yield Wanted(port, number | bit, found.local if number & LOCAL else found.cluster, of_port)
+
     def _known(self, key: Key) -> list[Backend]:
         # One address in two shards, as while they are spread anew, is one backend.
-        backends = {b.address: b for shard in self._shards.get(key, {}).values() for b in shard.backends}
-        return [backend for backend in backends.values() if is_ipv4(backend.address)]
+        shards = self._shards.get(key, {}).values()
+        return list({backend.address: backend for shard in shards for backend in shard.backends}.values())
 
     def explain(self) -> Iterator[dict[str, Any]]:
         """For people: each selection of each Service's ports, who gets it, and why a backend is not in it."""
         for key, service in sorted(self._services.items()):
-            for port in service.ports:
-                known = [backend for backend in self._known(key) if port.name in backend.ports]
-                found = select(known, self._place)
-                for number in sorted(numbers(service, port)):
-                    local = bool(number & LOCAL)
-                    selection = found.local if local else found.cluster
-                    chosen, left_out = [], {}
-                    for backend in sorted(known, key=lambda backend: backend.address):
-                        text = f"{unpack_address(backend.address)}:{backend.ports[port.name]}"
-                        reason = why_not(backend, selection, self._place, local)
-                        if reason:
-                            left_out[text] = reason
-                        else:
-                            chosen.append(text)
-                    yield {
-                        "namespace": key[0],
-                        "name": key[1],
-                        "port": port.port,
-                        "protocol": port.protocol,
-                        "traffic_policy": "Local" if local else "Cluster",
-                        "frontends": self._leading_to(service, port.port, port.node_port, number),
-                        "backends": chosen,
-                        "left_out": left_out,
-                        "refusal": selection.refusal.value if selection.refusal else "",
-                    }
+            order = {port.id: index for index, port in enumerate(service.ports)}
+            found = list(self._wanted(key, service))
+            for wanted in sorted(found, key=lambda w: (order[w.port.id], w.number & IPV6, w.number & LOCAL)):
+                port, selection, local = wanted.port, wanted.selection, bool(wanted.number & LOCAL)
+                chosen, left_out = [], {}
+                for backend in sorted(wanted.among, key=lambda backend: backend.address):
+                    text = write_end(backend.address, backend.ports[port.name])
+                    reason = why_not(backend, selection, self._place, local)
+                    if reason:
+                        left_out[text] = reason
+                    else:
+                        chosen.append(text)
+                yield {
+                    "namespace": key[0],
+                    "name": key[1],
+                    "port": port.port,
+                    "protocol": port.protocol,
+                    "family": "IPv6" if wanted.number & IPV6 else "IPv4",
+                    "traffic_policy": "Local" if local else "Cluster",
+                    "frontends": self._leading_to(service, port.port, port.node_port, wanted.number),
+                    "backends": chosen,
+                    "left_out": left_out,
+                    "refusal": selection.refusal.value if selection.refusal else "",
+                }
 
     def _leading_to(self, service: Service, port: int, node_port: int, number: int) -> list[str]:
         """Frontends of the port behind which some clients get this selection, and which clients."""
@@ -136,17 +152,19 @@ class ServiceView:
             if frontend.port and frontend.port in (port, node_port) and number in (frontend.service, frontend.outside):
                 inside, outside = frontend.service == number, frontend.outside == number
                 whom = "" if inside and outside else " (in the cluster)" if inside else " (outside)"
-                found.append(f"{unpack_address(frontend.address)}:{frontend.port}{whom}")
+                found.append(f"{write_end(frontend.address, frontend.port)}{whom}")
         return found
 
-    def _check_health(self, key: Key, service: Service | None, backends: list[Backend]) -> None:
+    def _check_health(self, key: Key, service: Service | None) -> None:
         before = self._health_ports.pop(key, None)
         if before is not None:
             self.health.pop(before, None)
         if service is not None and service.health_port and service.external_local:
-            here = {b.address for b in backends if b.node == self._place.node and b.ready}
+            here = [b.address for b in self._known(key) if b.node == self._place.node and b.ready]
+            # A pod has an address in each of the families, and counts once.
+            local = max(sum(family(address) == bit for address in here) for bit in families(service) or {0})
             self._health_ports[key] = service.health_port
-            self.health[service.health_port] = HealthCheck(*key, len(here))
+            self.health[service.health_port] = HealthCheck(*key, local)
 
     def _program_ranges(self, key: Key, service: Service | None) -> None:
         wanted = {self._entries.source_range(*item) for item in ranges(service)} if service else set()

@@ -1,0 +1,23 @@
+"""What the kernel must be told so that it forwards."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+SYSCTL = Path("/proc/sys/net")
+
+
+def enable_forwarding(uplinks: Iterable[str], root: Path = SYSCTL) -> None:
+    """IPv4, and IPv6 where the kernel has it. Raises OSError.
+
+    A device that forwards IPv6 does not listen to routers any more, and would lose its default route, unless its
+    `accept_ra` is 2 (the kernel's ip-sysctl documentation): of uplinks that listened it is set.
+    """
+    (root / "ipv4/ip_forward").write_text("1\n")
+    ipv6 = root / "ipv6/conf"
+    if not ipv6.is_dir():
+        return
+    for name in uplinks:
+        accepts = ipv6 / name / "accept_ra"
+        if accepts.is_file() and accepts.read_text().strip() == "1":
+            accepts.write_text("2\n")
+    (ipv6 / "all/forwarding").write_text("1\n")
