@@ -136,10 +136,14 @@ static bool open_connection(struct flow *flow, u32 generation, u64 now)
 	return !connections_new.update(&flow->tuple, fresh) || refuse(flow, REASON_MAP_FULL);
 }
 
-static bool has_other_vip(struct flow *flow, struct connection *connection)
+/* Whether the packet's sender addresses the backend by another VIP than the entry says, or by none: it uses one port
+ * towards both, or our entry was lost and the backend's packet made this one. What is addressed last holds. */
+static bool is_addressed_otherwise(struct flow *flow, struct connection *connection)
 {
-	return !(connection->flags & CONN_NAT) || connection->vip_port != flow->vip_port ||
-	       !same_addr(&connection->vip, &flow->vip);
+	bool nat = connection->flags & CONN_NAT;
+	if (!flow->vip_known)
+		return nat && !flow->judged && !is_reply(flow, connection);
+	return !nat || connection->vip_port != flow->vip_port || !same_addr(&connection->vip, &flow->vip);
 }
 
 /* The entry of flow->tuple that stands for the packet's connection, if there is one. Sets flow->is_new. */
@@ -177,9 +181,7 @@ static bool track(struct __sk_buff *skb, struct flow *flow)
 	u32 generation = setting(SETTING_GENERATION);
 	set_tuple(flow, &flow->source, flow->source_port, &flow->destination, flow->destination_port, flow->protocol);
 	struct connection *connection = find_connection(flow, now);
-	if (connection && flow->vip_known && has_other_vip(flow, connection)) {
-		/* The client uses one port towards a Service and its backend, or our entry was lost and the backend's
-		 * packet made this one. What is addressed last holds. */
+	if (connection && is_addressed_otherwise(flow, connection)) {
 		connections.delete(&flow->tuple);
 		connection = NULL;
 	}

@@ -98,12 +98,12 @@ static struct backend *affine_backend(struct affinity_key *key, struct slot_key 
 }
 
 /* Fills flow->translation with the backend in flow->backend, unless it will not do. */
-static bool take_backend(struct flow *flow, struct backend *backend, u64 now)
+static bool take_backend(struct flow *flow, struct backend *backend, u64 now, bool in_spite_of_clash)
 {
 	/* What comes back to its sender would be refused there as a packet from itself. */
 	if (same_addr(&backend->addr, &flow->source))
 		return refuse(flow, REASON_HAIRPIN);
-	if (clashes(flow, backend, now))
+	if (!in_spite_of_clash && clashes(flow, backend, now))
 		return refuse(flow, REASON_TRANSLATION_CLASH);
 	flow->translation.backend = backend->addr;
 	flow->translation.backend_port = backend->port;
@@ -117,7 +117,7 @@ static bool take_affine_backend(struct flow *flow, u32 service, u64 now)
 	flow->affinity_key.client = flow->source;
 	flow->affinity_key.service = service;
 	struct backend *backend = affine_backend(&flow->affinity_key, &flow->slot_key, &flow->backend, now);
-	return backend && take_backend(flow, backend, now);
+	return backend && take_backend(flow, backend, now, false);
 }
 
 /* Fills flow->translation with a backend of the service. */
@@ -131,15 +131,20 @@ static bool choose_backend(struct flow *flow, u32 service_id, u64 now)
 		return true;
 	u32 start = bpf_get_prandom_u32();
 	flow->reason = REASON_NO_BACKEND;
-	LOOP for (int i = 0; i < ATTEMPTS; i++) {
-		u32 slot = i;
+	/* The last attempt is the first backend again. Where nothing tells that the earlier connection is over, as with
+	 * UDP, what is addressed last holds. */
+	LOOP for (int i = 0; i <= ATTEMPTS; i++) {
+		bool last = i == ATTEMPTS;
+		if (last && (flow->protocol != IPPROTO_UDP || flow->reason != REASON_TRANSLATION_CLASH))
+			break;
+		u32 slot = last ? 0 : i;
 		OPAQUE(slot);
 		if (slot >= count)
-			break;
+			continue;
 		struct backend *backend = find_backend(&flow->backend, service_id, (start + slot) % count);
 		if (!backend)
 			continue;
-		if (take_backend(flow, backend, now))
+		if (take_backend(flow, backend, now, last))
 			return true;
 	}
 	return false;

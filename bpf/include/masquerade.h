@@ -39,9 +39,10 @@ static void touch_masqueraded(struct flow *flow, struct masqueraded *entry, bool
 		entry->expires = expires;
 }
 
-static bool is_of_client(struct flow *flow, struct masqueraded *entry)
+static bool is_of_connection(struct flow *flow, struct masqueraded *entry)
 {
-	return entry->client_port == flow->source_port && same_addr(&entry->client, &flow->source);
+	return entry->client_port == flow->source_port && entry->vip_port == flow->vip_port &&
+	       same_addr(&entry->client, &flow->source) && same_addr(&entry->vip, &flow->vip);
 }
 
 /* The port under which the packet's connection leaves already; 0: none. */
@@ -52,7 +53,7 @@ static __be16 known_port(struct flow *flow, const struct addr *node, u64 now)
 		return 0;
 	set_masqueraded_key(&flow->masqueraded_key, flow->protocol, &flow->destination, flow->destination_port, node, *port);
 	struct masqueraded *entry = masqueraded.lookup(&flow->masqueraded_key);
-	if (!entry || entry->expires <= now || !is_of_client(flow, entry))
+	if (!entry || entry->expires <= now || !is_of_connection(flow, entry))
 		return 0;
 	touch_masqueraded(flow, entry, false, now);
 	return *port;
@@ -87,8 +88,10 @@ static bool masquerade(struct __sk_buff *skb, struct flow *flow, const struct ad
 	u64 now = seconds();
 	struct masquerade_key *key = &flow->masquerade_key;
 	key->client = flow->source;
+	key->vip = flow->vip;
 	key->backend = flow->destination;
 	key->client_port = flow->source_port;
+	key->vip_port = flow->vip_port;
 	key->backend_port = flow->destination_port;
 	key->protocol = flow->protocol;
 	__be16 port = known_port(flow, node, now);
@@ -129,8 +132,10 @@ static bool masquerade_error(struct __sk_buff *skb, struct flow *flow, const str
 	struct translation_key *quoted = &flow->translation_key;
 	struct masquerade_key *key = &flow->masquerade_key;
 	key->client = quoted->vip;
+	key->vip = quoted->client;
 	key->backend = flow->translation.backend;
 	key->client_port = quoted->vip_port;
+	key->vip_port = quoted->client_port;
 	key->backend_port = flow->translation.backend_port;
 	key->protocol = quoted->protocol;
 	__be16 *known = masquerades.lookup(key);

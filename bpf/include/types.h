@@ -216,14 +216,17 @@ struct translation {
 	__u64 expires; /* ktime seconds */
 };
 
-/* masquerades: a connection from outside to a backend on another node -> the port under which it leaves this node. */
+/* masquerades: a connection from outside to a backend on another node -> the port under which it leaves this node. A
+ * client may use one port towards several VIPs: these are several connections, also where the backend is the same. */
 struct masquerade_key {
 	struct addr client;
+	struct addr vip;
 	struct addr backend;
 	__be16 client_port;
+	__be16 vip_port;
 	__be16 backend_port;
 	__u8 protocol;
-	__u8 pad[3];
+	__u8 pad;
 };
 
 /* masqueraded: the same from the other side: what the backend sees -> whose connection it is, and what was addressed. */

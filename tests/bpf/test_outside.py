@@ -69,6 +69,25 @@ def test_a_backend_elsewhere_sees_the_node(world: Cluster) -> None:
     no_drops(world)
 
 
+def test_one_port_of_a_client_towards_two_frontends_of_one_backend(world: Cluster) -> None:
+    """At once, and one after the other."""
+    node, backend = world.nodes[0], pod(world, "c")
+    publish(node, backend)
+    other = {"addr": node.address, "port": PORT + 1, "protocol": TCP}
+    node.programs.maps["frontends"].set(other, {"service": SERVICE + TCP, "outside": SERVICE + TCP})
+    with Server(backend, 8080) as server, client(outside(world)) as first, client(outside(world)) as second:
+        for number, connection in enumerate((first, second)):
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            connection.bind((outside_address(), 4321))
+            connection.connect((node.address, PORT + number))
+        accepted = [server.accept(), server.accept()]
+        for mine, theirs, number in zip((first, second), accepted, (0, 1), strict=True):
+            theirs.sendall(b"%d" % number)
+            assert mine.recv(100) == b"%d" % number
+            theirs.close()
+    no_drops(world)
+
+
 @pytest.mark.parametrize("size", [4, 1400])
 def test_datagrams_to_a_backend_elsewhere(world: Cluster, size: int) -> None:
     node, backend = world.nodes[0], pod(world, "c")

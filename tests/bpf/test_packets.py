@@ -317,6 +317,18 @@ def test_two_services_with_one_backend_clash_on_one_source_port(node: Loaded) ->
     assert (action, Ether(out)[IP].dst) == (UNSPEC, WORLD)
 
 
+def test_one_socket_towards_a_service_and_its_backend_in_turn(node: Loaded) -> None:
+    """Of UDP nothing tells where one connection ends: what was addressed last is what answers."""
+    service(node)
+    out, back = node.open_program("from_pod"), node.open_program("to_pod")
+    reply = bytes(frame(IP(src=NODE, dst=POD), UDP(sport=8080, dport=4000)))
+    for addressed, port in ((VIP, 53), (NODE, 8080), (VIP, 53), (NODE, 8080)):
+        assert run_program(out, bytes(frame(IP(src=POD, dst=addressed), UDP(sport=4000, dport=port))))[0] == UNSPEC
+        answer = Ether(run_program(back, reply)[1])
+        assert (answer[IP].src, answer[UDP].sport) == (addressed, port)
+    assert node.drops() == {}
+
+
 def test_echo_requests_of_both_sides_are_two_connections(node: Loaded) -> None:
     """With equal identifiers; the one that is allowed opens no way for the other."""
     isolated(1)(node)

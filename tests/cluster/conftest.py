@@ -110,10 +110,23 @@ class Cluster:
             before = now
             time.sleep(0.3)
 
-    def measure(self) -> tuple[Matrix, Expected, list[Target]]:
+    def set_families(self, policy: str) -> None:
+        """`ipFamilyPolicy` of all Services of the shop."""
+        change = json.dumps({"spec": {"ipFamilyPolicy": policy}})
+        for service in self.objects("get", "services", "-A"):
+            where = ["-n", service["metadata"]["namespace"], service["metadata"]["name"]]
+            if service["metadata"]["namespace"] != "default":
+                self.kubectl("patch", "service", *where, "--type=merge", "-p", change)
+        self.settle()
+
+    def measure(self, ipv6: bool = False) -> tuple[Matrix, Expected, list[Target]]:
         expected = read_expected(shop() / "expected.yaml")
-        services = self.objects("get", "services", "-A")
-        addresses = {f"{s['metadata']['namespace']}/{s['metadata']['name']}": s["spec"]["clusterIP"] for s in services}
+        addresses = {
+            f"{service['metadata']['namespace']}/{service['metadata']['name']}": address
+            for service in self.objects("get", "services", "-A")
+            for address in service["spec"]["clusterIPs"]
+            if (":" in address) == ipv6
+        }
         pods = self.objects("get", "pods", "-A")
         nodes = {f"{p['metadata']['namespace']}/{p['metadata']['name']}": p["spec"]["nodeName"] for p in pods}
         wanted = targets(expected, addresses)
@@ -135,8 +148,8 @@ def stop(cluster: Cluster) -> None:
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
-    """Three nodes with the shop, without its policies."""
-    found = start("s", "--nodes", "3", "--sync-replicas", "2")
+    """Three nodes with the shop, without its policies. Services have IPv6 addresses where they ask for them."""
+    found = start("s", "--nodes", "3", "--sync-replicas", "2", "--dual-stack")
     try:
         found.apply_shop()
         yield found

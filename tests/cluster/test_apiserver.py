@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -99,6 +100,57 @@ async def test_apply_takes_away_what_is_no_longer_named(kube: Kubectl) -> None:
     assert json.loads(await kube("get", "cm", "m", "-o", "json"))["data"] == {"a": "3"}
     await kube("apply", "--server-side", "-f", "-", text=json.dumps({**first, "data": {"c": "4"}}))
     assert json.loads(await kube("get", "cm", "m", "-o", "json"))["data"] == {"a": "3", "c": "4"}
+
+
+RANGES = "10.96.0.0/16,fd96::/112"
+DUAL = "IPv4,IPv6"
+# ranges, spec → families, policy, families of the ClusterIPs; or the field that is refused
+SERVICES: list[tuple[str, dict[str, Any], tuple[str, str] | str]] = [
+    (RANGES, {}, ("IPv4", "SingleStack")),
+    (RANGES, {"ipFamilies": ["IPv6"]}, ("IPv6", "SingleStack")),
+    (RANGES, {"clusterIP": "fd96::50"}, ("IPv6", "SingleStack")),
+    (RANGES, {"ipFamilyPolicy": "PreferDualStack"}, (DUAL, "PreferDualStack")),
+    (RANGES, {"ipFamilyPolicy": "RequireDualStack", "ipFamilies": ["IPv6"]}, ("IPv6,IPv4", "RequireDualStack")),
+    (RANGES, {"ipFamilies": ["IPv4", "IPv6"]}, (DUAL, "RequireDualStack")),
+    (RANGES, {"clusterIPs": ["10.96.0.50", "fd96::51"]}, (DUAL, "RequireDualStack")),
+    (RANGES, {"ipFamilyPolicy": "SingleStack", "ipFamilies": ["IPv4", "IPv6"]}, "spec.ipFamilyPolicy"),
+    (RANGES, {"clusterIP": "10.96.0.50", "ipFamilies": ["IPv6"]}, "spec.clusterIPs[0]"),
+    (RANGES, {"clusterIP": "fd97::50"}, "spec.clusterIPs[0]"),
+    ("fd96::/112", {}, ("IPv6", "SingleStack")),
+    ("fd96::/112", {"ipFamilyPolicy": "PreferDualStack"}, ("IPv6", "PreferDualStack")),
+    ("fd96::/112", {"ipFamilyPolicy": "RequireDualStack"}, "spec.ipFamilyPolicy"),
+    ("fd96::/112", {"ipFamilies": ["IPv4"]}, "spec.ipFamilies[0]"),
+]
+
+
+@pytest.mark.parametrize(("ranges", "spec", "wanted"), SERVICES)
+async def test_families_of_services(ranges: str, spec: dict[str, Any], wanted: tuple[str, str] | str) -> None:
+    async with serve(service_cidr=ranges) as server:
+        path = "/api/v1/namespaces/default/services"
+        body = {"metadata": {"name": "x"}, "spec": {"ports": [{"port": 80}], "selector": {"a": "b"}, **spec}}
+        async with aiohttp.ClientSession(f"http://127.0.0.1:{server.port}") as session:
+            answer = await (await session.post(path, json=body)).json()
+        if isinstance(wanted, str):
+            assert [cause["field"] for cause in answer["details"]["causes"]] == [wanted]
+            return
+        made = answer["spec"]
+        assert (",".join(made["ipFamilies"]), made["ipFamilyPolicy"]) == wanted
+        assert ",".join("IPv6" if ":" in address else "IPv4" for address in made["clusterIPs"]) == wanted[0]
+        assert made["clusterIP"] == made["clusterIPs"][0]
+
+
+async def test_a_service_takes_a_second_family_and_gives_it_back() -> None:
+    async with serve(service_cidr=RANGES) as server:
+        path = "/api/v1/namespaces/default/services/kubernetes"
+        async with aiohttp.ClientSession(f"http://127.0.0.1:{server.port}") as session:
+            before = (await (await session.get(path)).json())["spec"]
+            for policy, count in (("PreferDualStack", 2), ("RequireDualStack", 2), ("SingleStack", 1)):
+                change = {"spec": {"ipFamilyPolicy": policy}}
+                kind = {"Content-Type": "application/merge-patch+json"}
+                after = (await (await session.patch(path, json=change, headers=kind)).json())["spec"]
+                assert (len(after["clusterIPs"]), len(after["ipFamilies"])) == (count, count)
+                assert after["clusterIP"] == before["clusterIP"] == after["clusterIPs"][0]
+            assert after == before
 
 
 async def test_bad_objects_are_refused_with_their_cause(kube: Kubectl) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import pytest
 from click.testing import CliRunner
 from tests.cluster.conftest import Cluster, equal
+from tests.cluster.frontends import MANIFEST, RANGES_STATUS, STATUS, spoken
 
 from node_agent.loader import read_manifest
 from node_agent.maps import Maps
@@ -25,14 +26,15 @@ import json, socket, sys
 address, port, kind, count = sys.argv[1], int(sys.argv[2]), sys.argv[3], int(sys.argv[4])
 answers = set()
 for _ in range(count):
-    s = socket.socket(socket.AF_INET, socket.SOCK_STREAM if kind == "TCP" else socket.SOCK_DGRAM)
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    s = socket.socket(family, socket.SOCK_STREAM if kind == "TCP" else socket.SOCK_DGRAM)
     s.settimeout(1.5)
     try:
         s.connect((address, port))
         if kind == "UDP":
             s.send(b"x")
         answers.add(s.recv(200).decode().split()[0])
-        assert s.getpeername() == (address, port), s.getpeername()
+        assert s.getpeername()[:2] == (address, port), s.getpeername()
     except OSError as error:
         answers.add(type(error).__name__)
     s.close()
@@ -48,86 +50,10 @@ answer = connection.getresponse()
 print(answer.status, answer.read().decode())
 """
 
+FAMILIES = pytest.mark.parametrize("ipv6", [False, True], ids=["ipv4", "ipv6"])
+
+
 CACHE = {"shop/cache-1", "shop/cache-2", "shop/cache-3"}
-PORTS = "ports: [{name: keys, port: 6379}, {name: fast, port: 11211, protocol: UDP}]"
-MANIFEST = f"""
-apiVersion: v1
-kind: Service
-metadata: {{name: t-node, namespace: shop}}
-spec:
-  type: NodePort
-  selector: {{app: cache}}
-  ports: [{{name: keys, port: 6379, nodePort: 30379}}, {{name: fast, port: 11211, nodePort: 30379, protocol: UDP}}]
----
-apiVersion: v1
-kind: Service
-metadata: {{name: t-balancer, namespace: shop}}
-spec: {{type: LoadBalancer, externalTrafficPolicy: Local, selector: {{app: cache}}, {PORTS}}}
----
-apiVersion: v1
-kind: Service
-metadata: {{name: t-ranges, namespace: shop}}
-spec:
-  type: LoadBalancer
-  loadBalancerSourceRanges: [172.30.0.250/32, 10.200.1.0/24]
-  selector: {{app: cache}}
-  {PORTS}
----
-apiVersion: v1
-kind: Service
-metadata: {{name: t-carts, namespace: shop}}
-spec: {{type: LoadBalancer, externalTrafficPolicy: Local, selector: {{app: cart}}, ports: [{{port: 7070}}]}}
----
-apiVersion: v1
-kind: Pod
-metadata: {{name: t-host, namespace: shop}}
-spec:
-  nodeName: node-2
-  terminationGracePeriodSeconds: 0
-  containers:
-  - name: responder
-    image: tidegate/responder
-    ports: [{{containerPort: 8080, hostPort: 18080}}, {{containerPort: 5353, hostPort: 18080, protocol: UDP}}]
----
-apiVersion: v1
-kind: Service
-metadata: {{name: t-external, namespace: shop}}
-spec: {{externalIPs: [198.51.100.77], selector: {{app: cache}}, {PORTS}}}
----
-apiVersion: v1
-kind: Service
-metadata: {{name: t-local, namespace: shop}}
-spec: {{clusterIP: 10.96.7.1, internalTrafficPolicy: Local, selector: {{app: cache}}, {PORTS}}}
----
-apiVersion: v1
-kind: Service
-metadata: {{name: t-elsewhere, namespace: shop}}
-spec: {{clusterIP: 10.96.7.2, internalTrafficPolicy: Local, selector: {{app: cart}}, ports: [{{port: 7070}}]}}
----
-apiVersion: v1
-kind: Service
-metadata: {{name: t-nobody, namespace: shop}}
-spec: {{clusterIP: 10.96.7.3, internalTrafficPolicy: Local, selector: {{app: nobody}}, ports: [{{port: 7070}}]}}
----
-apiVersion: v1
-kind: Service
-metadata: {{name: t-sticky, namespace: shop}}
-spec:
-  type: NodePort
-  clusterIP: 10.96.7.5
-  sessionAffinity: ClientIP
-  selector: {{app: cache}}
-  ports: [{{name: keys, port: 6379, nodePort: 30380}}]
----
-apiVersion: v1
-kind: Service
-metadata: {{name: t-other-proxy, namespace: shop, labels: {{service.kubernetes.io/service-proxy-name: other}}}}
-spec: {{clusterIP: 10.96.7.4, selector: {{app: cache}}, {PORTS}}}
-"""
-STATUS = json.dumps(
-    {"status": {"loadBalancer": {"ingress": [{"ip": "203.0.113.1"}, {"ip": "203.0.113.2", "ipMode": "Proxy"}]}}}
-)
-RANGES_STATUS = json.dumps({"status": {"loadBalancer": {"ingress": [{"ip": "203.0.113.3"}]}}})
 REFUSED, SILENCE = {"ConnectionRefusedError"}, {"TimeoutError"}
 
 
@@ -180,9 +106,10 @@ def node_of(cluster: Cluster, pod: str) -> str:
     return cluster.kubectl("get", "pod", "-n", "shop", pod, "-o", "jsonpath={.spec.nodeName}")
 
 
-def node_address(cluster: Cluster, node: str) -> str:
+def node_address(cluster: Cluster, node: str, ipv6: bool = False) -> str:
     path = "jsonpath={.status.addresses[?(@.type=='InternalIP')].address}"
-    return cluster.kubectl("get", "node", node, "-o", path)
+    addresses = cluster.kubectl("get", "node", node, "-o", path).split()
+    return next(address for address in addresses if (":" in address) == ipv6)
 
 
 def local_cache(cluster: Cluster, node: str) -> set[str]:
@@ -190,11 +117,12 @@ def local_cache(cluster: Cluster, node: str) -> set[str]:
     return {f"shop/{pod['metadata']['name']}" for pod in pods if pod["spec"]["nodeName"] == node}
 
 
+@FAMILIES
 @pytest.mark.parametrize("hooked", [True, False], ids=["sockets", "packets"])
 @pytest.mark.parametrize("row", ROWS.values(), ids=ROWS.keys())
-def test_frontends(services: Cluster, row: Row, hooked: bool) -> None:
+def test_frontends(services: Cluster, row: Row, hooked: bool, ipv6: bool) -> None:
     node = node_of(services, row.client)
-    address = node_address(services, node) if row.address == "NODE" else row.address
+    address = node_address(services, node, ipv6) if row.address == "NODE" else spoken(row.address, ipv6)
     answers = local_cache(services, node) if row.answers == {"LOCAL"} else row.answers
     count = "1" if answers == SILENCE else "40"
     program = [sys.executable, "-S", "-E", "-c", CLIENT, address, str(row.port), row.kind, count]
@@ -219,7 +147,7 @@ def from_outside(cluster: Cluster, address: str, port: int, kind: str, count: in
 @contextmanager
 def routed(cluster: Cluster, address: str, node: str) -> Iterator[None]:
     """The outside world reaches the address through the node, as a router or a load balancer would lead it there."""
-    via = node_address(cluster, node)
+    via = node_address(cluster, node, ":" in address)
     external = ["ip", "-n", cluster.layout.external, "route"]
     subprocess.run([*external, "replace", address, "via", via], check=True)
     try:
@@ -228,11 +156,12 @@ def routed(cluster: Cluster, address: str, node: str) -> Iterator[None]:
         subprocess.run([*external, "del", address], check=True)
 
 
+@FAMILIES
 @pytest.mark.parametrize("kind", ["TCP", "UDP"])
 @pytest.mark.parametrize("node", ["node-1", "node-2", "node-3"])
-def test_node_ports_from_outside(services: Cluster, node: str, kind: str) -> None:
+def test_node_ports_from_outside(services: Cluster, node: str, kind: str, ipv6: bool) -> None:
     """Backends on every node, whichever is asked."""
-    address = node_address(services, node)
+    address = node_address(services, node, ipv6)
     equal("who answers", lambda: from_outside(services, address, 30379, kind), CACHE)
 
 
@@ -259,17 +188,20 @@ OUTSIDE = {
 }
 
 
+@FAMILIES
 @pytest.mark.parametrize("row", OUTSIDE.values(), ids=OUTSIDE.keys())
-def test_from_outside(services: Cluster, row: Outside) -> None:
+def test_from_outside(services: Cluster, row: Outside, ipv6: bool) -> None:
     answers = local_cache(services, row.node) if row.answers == {"LOCAL"} else row.answers
     count = 1 if answers == SILENCE else 40
-    with routed(services, row.address, row.node):
-        equal("who answers", lambda: from_outside(services, row.address, row.port, row.kind, count), answers)
+    address = spoken(row.address, ipv6)
+    with routed(services, address, row.node):
+        equal("who answers", lambda: from_outside(services, address, row.port, row.kind, count), answers)
 
 
+@FAMILIES
 @pytest.mark.parametrize("hooked", [True, False], ids=["sockets", "packets"])
-def test_clients_stay_with_their_backend(services: Cluster, hooked: bool) -> None:
-    program = [sys.executable, "-S", "-E", "-c", CLIENT, "10.96.7.5", "6379", "TCP", "40"]
+def test_clients_stay_with_their_backend(services: Cluster, hooked: bool, ipv6: bool) -> None:
+    program = [sys.executable, "-S", "-E", "-c", CLIENT, spoken("10.96.7.5", ipv6), "6379", "TCP", "40"]
     outside = ["ip", "netns", "exec", services.layout.pod_namespace("shop", "web-1"), *program]
     command = services.command_in("shop/web-1", *program) if hooked else outside
     seen = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
@@ -277,18 +209,20 @@ def test_clients_stay_with_their_backend(services: Cluster, hooked: bool) -> Non
     assert set(seen) <= CACHE
 
 
-def test_clients_outside_stay_with_their_backend(services: Cluster) -> None:
-    seen = from_outside(services, node_address(services, "node-2"), 30380, "TCP")
+@FAMILIES
+def test_clients_outside_stay_with_their_backend(services: Cluster, ipv6: bool) -> None:
+    seen = from_outside(services, node_address(services, "node-2", ipv6), 30380, "TCP")
     assert len(seen) == 1
     assert seen <= CACHE
 
 
-def test_load_balancers_find_out_which_nodes_have_backends(services: Cluster) -> None:
+@FAMILIES
+def test_load_balancers_find_out_which_nodes_have_backends(services: Cluster, ipv6: bool) -> None:
     """t-balancer has one on every node; t-carts none on node-3."""
     for name, missing in (("t-balancer", set()), ("t-carts", {"node-3"})):
         port = services.kubectl("get", "svc", "-n", "shop", name, "-o", "jsonpath={.spec.healthCheckNodePort}")
         for node in services.nodes():
-            program = [sys.executable, "-S", "-E", "-c", ASK, node_address(services, node), port]
+            program = [sys.executable, "-S", "-E", "-c", ASK, node_address(services, node, ipv6), port]
             command = ["ip", "netns", "exec", services.layout.external, *program]
             code, body = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split(" ", 1)
             assert json.loads(body) == {
@@ -299,10 +233,11 @@ def test_load_balancers_find_out_which_nodes_have_backends(services: Cluster) ->
             assert code == ("503" if node in missing else "200")
 
 
+@FAMILIES
 @pytest.mark.parametrize("kind", ["TCP", "UDP"])
-def test_host_ports(services: Cluster, kind: str) -> None:
+def test_host_ports(services: Cluster, kind: str, ipv6: bool) -> None:
     """From outside, from a pod elsewhere, and from a pod of the same node; on that node only."""
-    here, elsewhere = node_address(services, "node-2"), node_address(services, "node-1")
+    here, elsewhere = node_address(services, "node-2", ipv6), node_address(services, "node-1", ipv6)
     assert from_outside(services, here, 18080, kind, 3) == {"shop/t-host"}
     assert from_outside(services, elsewhere, 18080, kind, 1) == REFUSED
     for client in ("web-1", "web-2"):
@@ -315,8 +250,9 @@ def test_host_ports(services: Cluster, kind: str) -> None:
             assert json.loads(seen) == ["shop/t-host"]
 
 
-def test_a_backend_on_the_way_in_sees_the_client_and_others_see_the_node(services: Cluster) -> None:
-    address = node_address(services, "node-1")
+@FAMILIES
+def test_a_backend_on_the_way_in_sees_the_client_and_others_see_the_node(services: Cluster, ipv6: bool) -> None:
+    address = node_address(services, "node-1", ipv6)
     code = (
         "import socket\n"
         f"for _ in range(60):\n s = socket.create_connection(('{address}', 30379), 5)\n"
@@ -324,14 +260,15 @@ def test_a_backend_on_the_way_in_sees_the_client_and_others_see_the_node(service
     )
     command = ["ip", "netns", "exec", services.layout.external, sys.executable, "-S", "-E", "-c", code]
     lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
-    outside = "172.30.0.250"
+    outside = spoken("172.30.0.250", ipv6)
     assert {tuple(line.split()) for line in lines} == {("node-1", outside), ("node-2", address), ("node-3", address)}
 
 
-def test_a_pod_asks_the_port_of_another_node(services: Cluster) -> None:
+@FAMILIES
+def test_a_pod_asks_the_port_of_another_node(services: Cluster, ipv6: bool) -> None:
     """Its own node does not choose for the other: the packet arrives there from a pod."""
     for node in ("node-2", "node-3"):
-        program = [sys.executable, "-S", "-E", "-c", CLIENT, node_address(services, node), "30379", "TCP", "40"]
+        program = [sys.executable, "-S", "-E", "-c", CLIENT, node_address(services, node, ipv6), "30379", "TCP", "40"]
         command = services.command_in("shop/web-1", *program)
         seen = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         assert set(json.loads(seen)) == CACHE
@@ -344,7 +281,9 @@ def test_the_command_says_who_is_chosen_and_why_the_others_are_not(
     asked = ["services", "--node", "node-3", "-n", "shop"]
     result = CliRunner().invoke(tidegate, [*asked, "-o", "json"])
     assert result.exit_code == 0, result.output
-    rows = {(row["name"], row["port"], row["traffic_policy"]): row for row in json.loads(result.output)}
+    listed = [row for row in json.loads(result.output) if row["family"] == "IPv4"]
+    assert len(json.loads(result.output)) > len(listed)
+    rows = {(row["name"], row["port"], row["traffic_policy"]): row for row in listed}
     elsewhere = rows["t-elsewhere", 7070, "Local"]
     assert (elsewhere["backends"], elsewhere["frontends"]) == ([], ["10.96.7.2:7070"])
     assert sorted(elsewhere["left_out"].values()) == [f"on node-{n}; the traffic policy is Local" for n in (1, 2)]
@@ -375,5 +314,8 @@ def test_what_is_not_ours_is_left_alone(services: Cluster) -> None:
     """A Service of another proxy, and a load balancer's address that all clients must go through (ipMode Proxy)."""
     for node in services.nodes():
         found = programmed(services, node)
-        assert {"10.96.7.1", "203.0.113.1", "198.51.100.77", node_address(services, node)} <= found
-        assert not {"10.96.7.4", "203.0.113.2", "127.0.0.1"} & found
+        for ipv6 in (False, True):
+            ours = {spoken(address, ipv6) for address in ("10.96.7.1", "203.0.113.1", "198.51.100.77")}
+            assert ours | {node_address(services, node, ipv6)} <= found
+            assert spoken("203.0.113.2", ipv6) not in found
+        assert not {"10.96.7.4", "127.0.0.1", "::1"} & found

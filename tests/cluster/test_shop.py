@@ -15,21 +15,21 @@ from playground.layout import Layout
 pytestmark = [pytest.mark.root, pytest.mark.cluster, pytest.mark.timeout(300)]
 
 
-def judge(cluster: Cluster) -> None:
+def judge(cluster: Cluster, ipv6: bool = False) -> None:
     """Everybody reaches everybody; then the policies; then everybody again."""
-    as_documented(cluster, policies=False)
+    as_documented(cluster, False, ipv6)
     cluster.kubectl("apply", "-f", str(shop() / "policies.yaml"))
-    as_documented(cluster, policies=True)
+    as_documented(cluster, True, ipv6)
     cluster.kubectl("delete", "-f", str(shop() / "policies.yaml"))
-    as_documented(cluster, policies=False)
+    as_documented(cluster, False, ipv6)
 
 
-def as_documented(cluster: Cluster, policies: bool) -> None:
+def as_documented(cluster: Cluster, policies: bool, ipv6: bool) -> None:
     """What was just asked for may still be on its way to the maps: measured until it is there."""
 
     def found() -> list[str]:
         cluster.settle()
-        matrix, expected, wanted = cluster.measure()
+        matrix, expected, wanted = cluster.measure(ipv6)
         return differences(matrix, expected, wanted, policies)
 
     equal("who reaches whom", found, [])
@@ -38,6 +38,16 @@ def as_documented(cluster: Cluster, policies: bool) -> None:
 def test_the_shop_is_reached_as_documented(cluster: Cluster) -> None:
     assert {cluster.status(node)["attached_by"] for node in cluster.nodes()} <= {"tcx", "clsact"}
     judge(cluster)
+
+
+def test_the_shop_over_ipv6(cluster: Cluster) -> None:
+    cluster.set_families("PreferDualStack")
+    try:
+        judge(cluster, ipv6=True)
+    finally:
+        cluster.set_families("SingleStack")
+    services = cluster.objects("get", "services", "-n", "shop")
+    assert {len(service["spec"]["clusterIPs"]) for service in services} == {1}
 
 
 def test_the_shop_with_the_older_hooks() -> None:
@@ -53,11 +63,15 @@ def test_the_shop_with_the_older_hooks() -> None:
 @pytest.mark.apiserver
 def test_the_shop_with_a_real_api_server() -> None:
     environment = {"KUBEBUILDER_ASSETS": os.environ["KUBEBUILDER_ASSETS"]}
-    cluster = start("k", "--nodes", "2", environment=environment)
+    cluster = start("k", "--nodes", "2", "--dual-stack", environment=environment)
     try:
         assert (cluster.layout.home / "kube-apiserver").is_dir()
         cluster.apply_shop()
         judge(cluster)
+        cluster.set_families("RequireDualStack")
+        judge(cluster, ipv6=True)
+        cluster.set_families("SingleStack")
+        as_documented(cluster, False, ipv6=False)
     finally:
         stop(cluster)
 
@@ -96,8 +110,27 @@ def test_pods_reach_each_other_by_ping_with_the_ttl_that_the_kernel_would_leave(
         if pod["metadata"]["name"] == "web-1":
             continue
         ttl = 63 if pod["spec"]["nodeName"] == web["spec"]["nodeName"] else 62
-        answer = cluster.run_in("shop/web-1", "ping", "-c", "1", "-W", "5", pod["status"]["podIP"])
-        assert f"ttl={ttl} " in answer, pod["metadata"]["name"]
+        for address in pod["status"]["podIPs"]:
+            answer = cluster.run_in("shop/web-1", "ping", "-c", "1", "-W", "5", address["ip"])
+            assert f"ttl={ttl} " in answer, pod["metadata"]["name"]
+
+
+def test_ipv6_neighbours_are_found_anew(cluster: Cluster) -> None:
+    """On all links at once: the pods', and those between the nodes."""
+    pods = {pod["metadata"]["name"]: pod for pod in cluster.objects("get", "pods", "-n", "shop")}
+    targets = [pods[name]["status"]["podIPs"][1]["ip"] for name in ("cart-1", "cart-2", "web-2", "web-3")]
+    spaces = [cluster.layout.node_namespace(node) for node in cluster.nodes()]
+    spaces += [cluster.layout.pod_namespace("shop", name) for name in pods]
+    for round_ in range(3):
+        for space in spaces:
+            subprocess.run(["ip", "-n", space, "-6", "neigh", "flush", "all"], check=True, capture_output=True)
+        for target in targets:
+            cluster.run_in("shop/web-1", "ping", "-c", "1", "-W", "5", target)
+        seen = [
+            subprocess.run(["ip", "-n", space, "-6", "neigh"], capture_output=True, text=True).stdout
+            for space in spaces
+        ]
+        assert not any("FAILED" in text for text in seen), round_
 
 
 def test_a_playground_leaves_nothing_behind() -> None:

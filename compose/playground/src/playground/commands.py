@@ -40,7 +40,9 @@ def _fail(text: str) -> None:
 @click.option(
     "--kubeconfig", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="An API server to use."
 )
-@click.option("--dual-stack", is_flag=True, help="IPv6 addresses as well (Services and policies are IPv4 so far).")
+@click.option(
+    "--dual-stack", is_flag=True, help="IPv6 as well: nodes, pods and Services get addresses of both families."
+)
 @click.option("--detach", is_flag=True, help="Return when everything is ready; `down` ends it.")
 @click.option("--no-endpointslice-controller", is_flag=True, help="EndpointSlices are made by hand, or by the cluster.")
 @click.option("--sync-replicas", default=1, type=click.IntRange(1, 5), show_default=True)

@@ -121,7 +121,7 @@ class Kubelet:
         name = node.addresses.name
         cgroup = self._layout.pod_cgroup(name, *key)
         cgroup.mkdir(parents=True, exist_ok=True)
-        number, addresses = 0, [node.addresses.address]
+        number, addresses = 0, self._host_addresses(node.addresses)
         namespace = self._layout.node_namespace(name)
         if not pod.spec.host_network:
             number = node.take()
@@ -144,6 +144,9 @@ class Kubelet:
         self._running[key] = _Running(pod, number, addresses, process)
         await self._report(key, pod)
 
+    def _host_addresses(self, node: NodeAddresses) -> list[str]:
+        return [node.address, node.address6] if self._dual_stack else [node.address]
+
     async def _report(self, key: Key, pod: objects.Pod) -> None:
         running = self._running[key]
         node = self._nodes[pod.spec.node_name].addresses
@@ -157,7 +160,7 @@ class Kubelet:
         status = {
             "phase": "Running",
             "hostIP": node.address,
-            "hostIPs": [{"ip": node.address}],
+            "hostIPs": [{"ip": address} for address in self._host_addresses(node)],
             "podIP": running.addresses[0],
             "podIPs": [{"ip": address} for address in running.addresses],
             "startTime": now,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 CLUSTER = "playground"
-SERVICE_CIDR = "10.96.0.0/16"
+SERVICE_CIDR, SERVICE_CIDR6 = "10.96.0.0/16", "fd96::/112"
 ZONES = ("zone-a", "zone-b")
 
 

@@ -27,7 +27,7 @@ async def create_segment(layout: Layout, nodes: Sequence[NodeAddresses], dual_st
     # The world knows the way to pods, as a router of the data centre would.
     ways = [f"route add {node.pod_cidr} via {node.address}" for node in nodes]
     if dual_stack:
-        ways += [f"-6 route add {node.pod_cidr6} via {node.address6}" for node in nodes]
+        ways += [f"route add {node.pod_cidr6} via {node.address6}" for node in nodes]
     await ip(ways, layout.external)
 
 
@@ -36,7 +36,7 @@ async def _plug(layout: Layout, namespace: str, port: str, address: str, address
     await ip([f"link set p-{port} master br0", f"link set p-{port} up"], layout.segment)
     lines = ["link set lo up", f"address add {address}/24 dev eth0"]
     if address6:
-        lines.append(f"-6 address add {address6}/64 dev eth0 nodad")
+        lines.append(f"address add {address6}/64 dev eth0 nodad")
     await ip([*lines, "link set eth0 up"], namespace)
 
 
@@ -65,13 +65,13 @@ async def create_pod(
         address6 = node.pod6(number)
         addresses.append(address6)
         pod_side += [
-            f"-6 address add {address6}/128 dev eth0 nodad",
-            f"-6 route add {node.gateway6} dev eth0",
-            f"-6 route add default via {node.gateway6}",
+            f"address add {address6}/128 dev eth0 nodad",
+            f"route add {node.gateway6} dev eth0",
+            f"route add ::/0 via {node.gateway6}",
         ]
         node_side += [
-            f"-6 address add {node.gateway6}/128 dev {device} nodad",
-            f"-6 route add {address6}/128 dev {device}",
+            f"address add {node.gateway6}/128 dev {device} nodad",
+            f"route add {address6}/128 dev {device}",
         ]
     await ip(node_side, outer)
     await ip(pod_side, inner)

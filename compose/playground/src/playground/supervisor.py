@@ -14,7 +14,7 @@ import aiohttp
 from playground.cleanup import clean
 from playground.endpointslices import Controller
 from playground.kubelet import Kubelet
-from playground.layout import CLUSTER, SERVICE_CIDR, Layout, NodeAddresses
+from playground.layout import CLUSTER, SERVICE_CIDR, SERVICE_CIDR6, Layout, NodeAddresses
 from playground.network import create_segment
 from playground.nodes import register as register_node
 from playground.processes import Register, keep
@@ -77,6 +77,10 @@ class Supervisor:
         self._etcd: EtcdProcess
         self.kubeconfig = layout.kubeconfig
 
+    @property
+    def _service_cidr(self) -> str:
+        return f"{SERVICE_CIDR},{SERVICE_CIDR6}" if self._options.dual_stack else SERVICE_CIDR
+
     async def run(self, ready: Callable[[], None]) -> None:
         """Never returns; `ready` is called when all of it works. Whoever cancels it cleans up (cleanup.clean)."""
         layout = self._layout
@@ -116,7 +120,7 @@ class Supervisor:
         binaries = assets()
         if binaries is None:
             return None
-        server = RealApiServer(self._layout.home / "kube-apiserver", binaries, SERVICE_CIDR)
+        server = RealApiServer(self._layout.home / "kube-apiserver", binaries, self._service_cidr)
         await server.start()
         shutil.copy(server.kubeconfig, self.kubeconfig)
         for index, pid in enumerate(server.pids):
@@ -165,7 +169,7 @@ class Supervisor:
             "-m",
             "playground.apiserver",
             f"--port={port}",
-            f"--service-cidr={SERVICE_CIDR}",
+            f"--service-cidr={self._service_cidr}",
             f"--kubeconfig={self.kubeconfig}",
             f"--journal={self._layout.home / 'apiserver.journal'}",
         ]

@@ -14,7 +14,7 @@ TOKEN = "playground"  # noqa: S105  # nobody checks it: the server listens on lo
 
 @click.command()
 @click.option("--port", default=0, type=click.IntRange(0, 65535), help="TCP port on 127.0.0.1; 0: a free one.")
-@click.option("--service-cidr", default="10.96.0.0/16", show_default=True)
+@click.option("--service-cidr", default="10.96.0.0/16", show_default=True, help="One of each family, with a comma.")
 @click.option("--kubeconfig", type=click.Path(path_type=Path, dir_okay=False), help="Written when the server listens.")
 @click.option("--journal", type=click.Path(path_type=Path, dir_okay=False), help="Keeps the objects over a restart.")
 @click.option("--no-validation", is_flag=True, help="Takes objects that a real server would refuse.")

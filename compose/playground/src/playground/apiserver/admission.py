@@ -1,6 +1,5 @@
 """What the server fills in before it stores: the defaults of the API documentation, addresses, node ports."""
 
-import ipaddress
 import uuid
 from datetime import UTC, datetime
 from typing import Any
@@ -16,6 +15,7 @@ from playground.apiserver.kinds import (
     Object,
     invalid,
 )
+from playground.apiserver.service_ips import ServiceAddresses
 from playground.apiserver.storage import Storage
 
 NODE_PORTS = range(30000, 32768)
@@ -28,8 +28,7 @@ def now() -> str:
 class Admission:
     def __init__(self, storage: Storage, service_cidr: str) -> None:
         self._storage = storage
-        self._network = ipaddress.ip_network(service_cidr)
-        self._next = 10  # the lower addresses of a range are for those that ask for them
+        self._addresses = ServiceAddresses(storage, service_cidr)
 
     def create(self, kind: Kind, item: Object) -> None:
         """Fills in a new object, in place."""
@@ -71,59 +70,10 @@ class Admission:
         if spec["type"] == "ExternalName":
             return
         spec.setdefault("internalTrafficPolicy", "Cluster")
-        self._assign_address(item, spec, before)
+        self._addresses.assign(item, before)
         if spec["type"] in ("NodePort", "LoadBalancer"):
             spec.setdefault("externalTrafficPolicy", "Cluster")
             self._assign_node_ports(item, spec)
-
-    def _assign_address(self, item: Object, spec: dict[str, Any], before: Object | None) -> None:
-        if before is not None and "clusterIP" not in spec:
-            for name in ("clusterIP", "clusterIPs"):
-                if name in before["spec"]:
-                    spec[name] = before["spec"][name]
-        if spec.get("clusterIP") == "None":
-            spec["clusterIPs"] = ["None"]
-        elif not spec.get("clusterIP"):
-            spec["clusterIP"] = self._free_address(item)
-            spec["clusterIPs"] = [spec["clusterIP"]]
-        else:
-            self._check_address(item, spec["clusterIP"])
-            spec.setdefault("clusterIPs", [spec["clusterIP"]])
-        family = "IPv6" if ":" in spec["clusterIP"] else "IPv4"
-        spec.setdefault("ipFamilies", [family])
-        spec.setdefault("ipFamilyPolicy", "SingleStack")
-
-    def _taken(self, item: Object) -> dict[str, str]:
-        own = item["metadata"]["namespace"], item["metadata"]["name"]
-        found = {}
-        for other in self._storage.all(SERVICE):
-            key = other["metadata"]["namespace"], other["metadata"]["name"]
-            if key != own:
-                found.update({address: "/".join(key) for address in other["spec"].get("clusterIPs") or []})
-        return found
-
-    def _free_address(self, item: Object) -> str:
-        taken = self._taken(item)
-        for _ in range(self._network.num_addresses):
-            address = str(self._network[self._next])
-            self._next = self._next + 1 if self._next < self._network.num_addresses - 2 else 10
-            if address not in taken:
-                return address
-        raise invalid(SERVICE, item["metadata"]["name"], [("spec.clusterIPs", "no address left in the range")])
-
-    def _check_address(self, item: Object, address: str) -> None:
-        name = item["metadata"]["name"]
-        try:
-            parsed = ipaddress.ip_address(address)
-        except ValueError as error:
-            text = f'Invalid value: "{address}": must be a valid IP address'
-            raise invalid(SERVICE, name, [("spec.clusterIPs[0]", text)]) from error
-        if parsed.version == self._network.version and parsed not in self._network:
-            text = f'Invalid value: "{address}": the provided IP is not in the valid range {self._network}'
-            raise invalid(SERVICE, name, [("spec.clusterIPs", text)])
-        if address in self._taken(item):
-            text = f'Invalid value: "{address}": provided IP is already allocated'
-            raise invalid(SERVICE, name, [("spec.clusterIPs", text)])
 
     def _assign_node_ports(self, item: Object, spec: dict[str, Any]) -> None:
         own = item["metadata"]["namespace"], item["metadata"]["name"]

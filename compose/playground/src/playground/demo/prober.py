@@ -13,9 +13,10 @@ import time
 
 
 def begin(target: str) -> socket.socket:
-    protocol, address, port = target.partition("#")[0].split(":")
+    protocol, _, where = target.partition("#")[0].partition(":")
+    address, _, port = where.rpartition(":")
     kind = socket.SOCK_STREAM if protocol == "TCP" else socket.SOCK_DGRAM
-    probe = socket.socket(socket.AF_INET, kind | socket.SOCK_NONBLOCK)
+    probe = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, kind | socket.SOCK_NONBLOCK)
     try:
         probe.connect((address, int(port)))
         if kind == socket.SOCK_DGRAM:

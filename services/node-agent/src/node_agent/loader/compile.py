@@ -1,12 +1,15 @@
 """Compiling with BCC: the only module that imports it."""
 
 import ctypes
+import multiprocessing
 import os
 import struct
 import sys
 import sysconfig
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,7 +26,13 @@ SHOWN_LINES = 25
 
 def compile_source(source: Source, directory: Path) -> Object:
     """All programs of the source. Raises BuildError, ImportError."""
-    parts = [_compile_part(source, text, programs, directory) for text, programs in source.parts]
+    # Beside each other, in processes of their own: BCC holds the interpreter while it compiles.
+    with ProcessPoolExecutor(len(source.parts), mp_context=multiprocessing.get_context("spawn")) as pool:
+        jobs = [pool.submit(_compile_part, source, text, programs, directory) for text, programs in source.parts]
+        try:
+            parts = [job.result() for job in jobs]
+        except BrokenProcessPool as error:
+            raise BuildError(f"{directory}: the compiler was killed, as the kernel does it where memory is short") from error
     maps = parts[0].maps
     for part in parts[1:]:
         if differing := [name for name in maps if part.maps[name] != maps[name]]:

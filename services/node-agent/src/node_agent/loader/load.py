@@ -45,7 +45,7 @@ def load(places: Places, source_dir: Path, sizes: Mapping[str, int], *, recreate
         raise ValueError(f"{bpffs} is not in a bpf file system: mount -t bpf bpf /sys/fs/bpf")
     state.mkdir(parents=True, exist_ok=True)
     source = read_source(source_dir, sizes)
-    with _locked(state):
+    with _locked(state / "loader.lock"):
         have = read_manifest(state)
         if have is not None and have.digest == source.digest and _complete(have, bpffs):
             return Outcome(have, compiled=False, loaded=False)
@@ -53,8 +53,8 @@ def load(places: Places, source_dir: Path, sizes: Mapping[str, int], *, recreate
 
 
 @contextmanager
-def _locked(state: Path) -> Iterator[None]:
-    with (state / "loader.lock").open("w") as file:
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
@@ -88,13 +88,7 @@ def _complete(manifest: Manifest, bpffs: Path) -> bool:
 
 
 def _build(places: Places, source_dir: Path, source: Source, have: Manifest | None, *, recreate: bool) -> Outcome:
-    content = read_object(places.cache, source.object_key)
-    compiled = content is None
-    if content is None:
-        from node_agent.loader.compile import compile_source
-
-        content = compile_source(source, source_dir)
-        write_object(places.cache, source.object_key, content)
+    content, compiled = _find_or_compile(places.cache, source_dir, source)
     wanted = {name: _sized(source, name, shape) for name, shape in content.maps.items()}
     maps = places.bpffs / "maps"
     maps.mkdir(exist_ok=True)
@@ -118,6 +112,20 @@ def _build(places: Places, source_dir: Path, source: Source, have: Manifest | No
         _pin(places.bpffs, source.digest, programs, {name: fd for name, fd in fresh.items() if name in source.maps})
     write_manifest(places.state, manifest)
     return Outcome(manifest, compiled=compiled, loaded=True, replaced=tuple(differing))
+
+
+def _find_or_compile(cache: Path, source_dir: Path, source: Source) -> tuple[Object, bool]:
+    """The compiled source, and whether it had to be compiled. Of several loaders at once, one compiles."""
+    cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with _locked(cache / ".lock"):
+        content = read_object(cache, source.object_key)
+        if content is not None:
+            return content, False
+        from node_agent.loader.compile import compile_source
+
+        content = compile_source(source, source_dir)
+        write_object(cache, source.object_key, content)
+        return content, True
 
 
 def _kept(stack: ExitStack, fd: int) -> int:

@@ -59,7 +59,6 @@ def read_object(cache: Path, key: str) -> Object | None:
 
 def write_object(cache: Path, key: str, content: Object) -> None:
     """Raises OSError."""
-    cache.mkdir(mode=0o700, parents=True, exist_ok=True)
     beside = cache / f".{key}.{os.getpid()}"
     beside.write_bytes(msgspec.msgpack.encode(content))
     beside.rename(cache / key)
