@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from node_agent.loader.compile import compile_source
 from node_agent.loader.manifest import Manifest, MapEntry, ProgramEntry, read_manifest, write_manifest
 from node_agent.loader.objects import MapShape, Object, read_object, write_object
 from node_agent.loader.pins import Definition, definition, is_bpffs, opened, pin
@@ -121,8 +122,6 @@ def _find_or_compile(cache: Path, source_dir: Path, source: Source) -> tuple[Obj
         content = read_object(cache, source.object_key)
         if content is not None:
             return content, False
-        from node_agent.loader.compile import compile_source
-
         content = compile_source(source, source_dir)
         write_object(cache, source.object_key, content)
         return content, True
