@@ -4,7 +4,8 @@ import asyncio
 import contextlib
 import json
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -47,6 +48,7 @@ pytestmark = pytest.mark.root
 
 WEB, DB = 1001, 1002
 RECORDS: Values = {
+    **node(OWN, Network.NODE),
     **node("n2", "172.31.2.12"),
     **pod("web", WEB, Network.POD),
     **pod("db", DB, "10.202.2.2", node="n2"),
@@ -98,6 +100,20 @@ class World:
         return entry["identity"] if entry else None
 
 
+def hold_back(world: World, agent: Agent) -> None:
+    """Lets the snapshot come when the programs have just been attached, and before anything is written."""
+    loop, finish = asyncio.get_running_loop(), agent.attachments.finish
+    world.store.put_now([Delete(key) for key in MARKS])
+
+    def between(present: Mapping[int, str]) -> list[str]:  # in the worker's thread
+        loop.call_soon_threadsafe(world.store.put_now, puts(MARKS))
+        while not agent.view.loaded:
+            time.sleep(0.001)
+        return finish(present)
+
+    agent.attachments.finish = between  # type: ignore[method-assign]
+
+
 Run = Callable[[Callable[[World], Awaitable[None]]], None]
 
 
@@ -130,7 +146,7 @@ def test_from_a_snapshot_to_maps(run: Run) -> None:
             assert maps["endpoints"].get({"addr": Network.NODE}) == {"identity": 1, "ifindex": 0, "flags": 2}
             assert maps["endpoints"].get({"addr": "172.31.2.12"}) == {"identity": 2, "ifindex": 0, "flags": 4}
             uplink = {"value": world.network.node.ifindex("eth0")}
-            assert maps["devices"].items() == [(uplink, {"flags": 1, "addr": "::", "addr6": "::"})]
+            assert maps["devices"].items() == [(uplink, {"flags": 1, "addr": Network.NODE, "addr6": "::"})]
             assert maps["members"].get({"set": 300, "member": DB}) is not None
             assert maps["services"].get({"value": 5080}) is not None
             assert set(agent.attachments.devices.values()) == {"eth0", "vethpod"}
@@ -168,7 +184,10 @@ def test_a_change_of_services_alone_raises_no_generation(run: Run) -> None:
     run(work)
 
 
-def test_another_agent_that_finds_all_as_it_should_be_writes_nothing(run: Run) -> None:
+@pytest.mark.parametrize("first", ["programs", "snapshot"])
+def test_another_agent_that_finds_all_as_it_should_be_writes_nothing(run: Run, first: str) -> None:
+    """Whether the snapshot comes before its programs are attached, or afterwards."""
+
     async def work(world: World) -> None:
         world.store.put_now(puts({**MARKS, **RECORDS}))
         async with world.agent() as (agent, health):
@@ -176,6 +195,8 @@ def test_another_agent_that_finds_all_as_it_should_be_writes_nothing(run: Run) -
         before, generation = world.kernel(), world.generation()
         links = sorted(path.name for path in (world.loaded.bpffs / "links").iterdir())
         async with world.agent() as (agent, health):
+            if first == "programs":
+                hold_back(world, agent)
             await world.settled(agent, health)
             assert agent.written.total() == 0
             assert agent.attachments.repairs == 0

@@ -148,6 +148,7 @@ class Agent:
 
     async def _follow(self) -> None:
         await self._host_ready.wait()
+        self._want_host()  # whether a pod has the device that its map entry says is asked with the first snapshot
         marks = {self._keys.synced(writer): writer for writer in WRITERS}
         async with aclosing(follow_marked(self._store, self._keys.prefix, marks)) as changes:
             async for change in changes:
@@ -202,14 +203,9 @@ class Agent:
         devices = dict(self._watch.host.devices)
         for index in [index for index in self.attachments.devices if index not in devices]:
             self.attachments.forget_device(index)
-        uplinks = []
         for index, name in devices.items():
             programs = self._devices.programs(name)
-            if programs is None:
-                continue
-            if name in self._settings.uplinks:
-                uplinks.append(index)
-            if self.attachments.devices.get(index) != name:
+            if programs is not None and self.attachments.devices.get(index) != name:
                 await self._attach_device(index, name, programs)
         self._refused = {index: reason for index, reason in self._refused.items() if index in devices}
         missing = set(self._settings.uplinks) - set(devices.values())
@@ -218,7 +214,6 @@ class Agent:
             self._health.not_ready("programs", "; ".join(reasons))
         else:
             self._health.ready("programs")
-        self._want_host(uplinks)
 
     async def _attach_device(self, index: int, name: str, programs: Mapping[str, str]) -> None:
         try:
@@ -230,8 +225,9 @@ class Agent:
             return
         self._refused.pop(index, None)
 
-    def _want_host(self, uplinks: list[int]) -> None:
+    def _want_host(self) -> None:
         host = self._watch.host
+        uplinks = [index for index, name in host.devices.items() if name in self._settings.uplinks]
         pods = {a: i for a, i in host.pods.items() if self._devices.programs(host.devices.get(i, "")) is not None}
         pods = {a: i for a, i in pods.items() if i not in uplinks}
         self.view.set_host(pods, host.addresses)
@@ -243,6 +239,7 @@ class Agent:
             self.tables.want("devices", key, value)
 
     async def _write(self) -> None:
+        self._want_host()
         steps = self.tables.plan()
         self._full = {}
         outdated: set[str] = set()  # maps with entries that should be others, or gone, and are not
