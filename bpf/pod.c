@@ -24,6 +24,7 @@
 #include "include/ipv4.h"
 #endif
 #include "include/fragments.h"
+#include "include/sctp.h"
 #include "include/parse.h"
 #include "include/policy.h"
 #include "include/conntrack.h"

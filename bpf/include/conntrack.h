@@ -79,18 +79,13 @@ static bool is_reply(struct flow *flow, struct connection *connection)
 	return !!(connection->flags & CONN_SWAPPED) != flow->swapped;
 }
 
-static bool is_syn(struct flow *flow)
-{
-	return flow->protocol == IPPROTO_TCP && (flow->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
-}
-
 /* Whether the entry still stands for the packet's connection, and not for an earlier one of the same ends. */
 static bool is_alive(struct flow *flow, struct connection *connection, u64 now)
 {
 	if (connection->expires <= now)
 		return false;
 	bool over = connection->flags & CONN_RST || (connection->flags & CONN_FIN_BOTH) == CONN_FIN_BOTH;
-	return !(over && is_syn(flow));
+	return !(over && flow->opens);
 }
 
 /* Whether the connection has been answered, by this packet at the latest; of TCP, whether the handshake is through. */

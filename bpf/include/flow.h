@@ -82,6 +82,7 @@ struct flow {
 	u8 kind;
 	u8 fragment;
 	u8 tcp_flags;
+	bool opens; /* says of itself that it opens a connection: TCP SYN, SCTP INIT */
 	u32 l4;     /* offset of the transport header in the frame */
 	u32 total; /* length of the IP packet */
 	u32 length; /* the same, or that of the longest segment that the packet will be cut into */
@@ -119,7 +120,8 @@ struct flow {
 	u32 quoted;
 	u32 quoted_l4;
 
-	/* Keys and values for helpers. */
+	/* Keys and values for helpers. From here on an earlier packet's content may stand: all is written before it is
+	 * read, and padding is never anything else than zero. */
 	union ip_header ip;
 	struct packet packet;
 	struct rule_key rule;
@@ -151,7 +153,7 @@ static struct flow *new_flow(u8 hook, u8 direction)
 	struct flow *flow = scratch.lookup(&zero);
 	if (!flow)
 		return NULL;
-	__builtin_memset(flow, 0, sizeof(*flow));
+	__builtin_memset(flow, 0, offsetof(struct flow, ip));
 	flow->hook = hook;
 	flow->direction = direction;
 	return flow;

@@ -170,8 +170,8 @@ static bool is_current(struct flow *flow, struct translation *known, u32 service
 {
 	if (known->expires <= now || known->service != service)
 		return false;
-	/* A TCP connection stays with its backend, even with one that is not to get new ones. */
-	if (flow->protocol == IPPROTO_TCP && !is_syn(flow))
+	/* A connection stays with its backend, even with one that is not to get new ones. */
+	if ((flow->protocol == IPPROTO_TCP || flow->protocol == IPPROTO_SCTP) && !flow->opens)
 		return true;
 	return is_backend(&flow->backend, service, known->slot, &known->backend, known->backend_port);
 }

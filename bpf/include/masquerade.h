@@ -24,7 +24,7 @@ static void set_masqueraded_key(struct masqueraded_key *key, u8 protocol, const 
 static void touch_masqueraded(struct flow *flow, struct masqueraded *entry, bool reply, u64 now)
 {
 	u32 flags = entry->flags;
-	if (is_syn(flow))
+	if (flow->opens)
 		flags = 0; /* the client uses its port again */
 	if (reply)
 		flags |= CONN_REPLIED;
@@ -66,6 +66,7 @@ static __be16 new_port(struct flow *flow, const struct addr *node, u64 now)
 	fresh->client_port = flow->source_port;
 	fresh->vip = flow->vip;
 	fresh->vip_port = flow->vip_port;
+	fresh->flags = 0;
 	touch_masqueraded(flow, fresh, false, now);
 	u32 start = bpf_get_prandom_u32();
 	LOOP for (int i = 0; i < MASQUERADE_ATTEMPTS; i++) {

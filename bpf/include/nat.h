@@ -35,6 +35,9 @@ static bool set_end(struct __sk_buff *skb, struct flow *flow, bool source, const
 		if (bpf_skb_store_bytes(skb, flow->l4 + (source ? 0 : 2), &new_port, 2, 0))
 			return refuse(flow, REASON_MALFORMED);
 	}
+	bool sctp = flow->protocol == IPPROTO_SCTP && flow->fragment != FRAGMENT_LATER;
+	if (sctp && old_port != new_port && !set_sctp_port(skb, flow, source, old_port, new_port))
+		return false;
 	return set_address(skb, flow, source, old, new);
 }
 

@@ -64,7 +64,7 @@ static u8 read_ports(u8 protocol, u8 *header, __be16 *source_port, __be16 *desti
 static bool parse_ports(struct __sk_buff *skb, struct flow *flow)
 {
 	u8 protocol = flow->protocol;
-	u32 need = protocol == IPPROTO_TCP ? sizeof(struct tcphdr) : 8;
+	u32 need = protocol == IPPROTO_TCP ? sizeof(struct tcphdr) : protocol == IPPROTO_SCTP ? SCTP_HEADER : 8;
 	if (flow->total < flow->l4 - IP_AT + need)
 		return refuse(flow, REASON_MALFORMED);
 	if (bpf_skb_load_bytes(skb, flow->l4, flow->header, 8))
@@ -77,6 +77,9 @@ static bool parse_ports(struct __sk_buff *skb, struct flow *flow)
 			return refuse(flow, REASON_MALFORMED);
 		transport = (flow->header[12] >> 4) * 4;
 		flow->tcp_flags = flow->header[13];
+		flow->opens = (flow->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
+	} else if (protocol == IPPROTO_SCTP) {
+		flow->opens = is_sctp_init(skb, flow);
 	}
 	if (skb->gso_size)
 		flow->length = flow->l4 - IP_AT + transport + skb->gso_size;

@@ -27,7 +27,8 @@
 	REASON(22, NO_NODE_ADDRESS, "the address under which packets leave this device is not known") \
 	REASON(23, SOURCE_RANGE, "the Service's loadBalancerSourceRanges leave the client out") \
 	REASON(24, LINK_LOCAL, "a pod sent from a link-local address, and not for neighbour discovery") \
-	REASON(25, EXTENSIONS, "more IPv6 extension headers than are read")
+	REASON(25, EXTENSIONS, "more IPv6 extension headers than are read") \
+	REASON(26, SCTP_FRAGMENT, "a fragment of SCTP to a Service whose port is another one at the backend")
 
 #define REASON_ENUM(number, name, text) REASON_##name = number,
 enum reason { REASONS(REASON_ENUM) };

@@ -5,10 +5,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tests.bpf.test_outside import PORT, SERVICE, outside
 from tests.bpf.test_sockets import hooked, inside  # noqa: F401  # a fixture
 from tests.bpf.topology import Cluster, Node, Pod
-from tests.bpf.traffic import TCP, Server, client, pod, vip, wait_for
+from tests.bpf.traffic import PORT, SERVICE, TCP, Server, client, outside, pod, vip, wait_for
 
 pytestmark = pytest.mark.root
 

@@ -10,6 +10,8 @@ from scapy.layers.inet6 import ICMPv6PacketTooBig, IPerror6
 from tests.bpf.families import either, family
 from tests.bpf.topology import OUTSIDE, Cluster, Node, Pod, outside_address
 from tests.bpf.traffic import (
+    PORT,
+    SERVICE,
     TCP,
     UDP,
     WANT,
@@ -20,8 +22,10 @@ from tests.bpf.traffic import (
     isolate,
     mtu_discover,
     no_drops,
+    outside,
     path_mtu,
     pod,
+    publish,
     receive,
     send_all,
     serve,
@@ -31,24 +35,7 @@ from tests.bpf.traffic import (
 
 pytestmark = pytest.mark.root
 
-PORT, SERVICE = 30080, 9000
 FIRST, LAST = 1024, 29999  # ports under which connections leave a node again
-
-
-def outside(world: Cluster) -> Pod:
-    """The outside world, as something that can be a client."""
-    return Pod("outside", OUTSIDE, world.outside, world.nodes[0], "", 0)
-
-
-def publish(node: Node, *backends: Pod, protocol: int = TCP, port: int = 8080) -> None:
-    """NodePort PORT of the node leads to these."""
-    maps = node.programs.maps
-    number = SERVICE + protocol
-    key = {"addr": node.address, "port": PORT, "protocol": protocol}
-    maps["frontends"].set(key, {"service": number, "outside": number})
-    for slot, backend in enumerate(backends):
-        maps["backends"].set({"service": number, "slot": slot}, {"addr": backend.address, "port": port})
-    maps["services"].set({"value": number}, {"count": len(backends)})
 
 
 def test_a_backend_on_the_node_sees_the_client(world: Cluster) -> None:

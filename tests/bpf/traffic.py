@@ -8,11 +8,12 @@ from contextlib import suppress
 
 import pytest
 from tests.bpf.families import either, family
-from tests.bpf.topology import IDENTITIES, Cluster, Node, Pod
+from tests.bpf.topology import IDENTITIES, OUTSIDE, Cluster, Node, Pod
 
 PATIENCE = 10.0
 INGRESS, EGRESS = 0, 1
 TCP, UDP = 6, 17
+PORT, SERVICE = 30080, 9000  # a NodePort, and what the number of its Service begins with
 # A pair on one node, and one across nodes.
 PAIRS = [("a", "b"), ("a", "c")]
 
@@ -189,3 +190,19 @@ def serve(cluster: Cluster, port: int, backends: list[tuple[Pod, int]], protocol
             value = {"addr": target.address, "port": target_port}
             maps["backends"].set({"service": service, "slot": slot}, value)
         maps["services"].set({"value": service}, {"count": len(backends)})
+
+
+def outside(world: Cluster) -> Pod:
+    """The outside world, as something that can be a client."""
+    return Pod("outside", OUTSIDE, world.outside, world.nodes[0], "", 0)
+
+
+def publish(node: Node, *backends: Pod, protocol: int = TCP, port: int = 8080) -> None:
+    """NodePort PORT of the node leads to these."""
+    maps = node.programs.maps
+    number = SERVICE + protocol
+    key = {"addr": node.address, "port": PORT, "protocol": protocol}
+    maps["frontends"].set(key, {"service": number, "outside": number})
+    for slot, backend in enumerate(backends):
+        maps["backends"].set({"service": number, "slot": slot}, {"addr": backend.address, "port": port})
+    maps["services"].set({"value": number}, {"count": len(backends)})
