@@ -129,7 +129,7 @@ static int handle_to_service(struct __sk_buff *skb, struct flow *flow, bool own)
 		return closed ? stop(flow, REASON_NO_SERVICE_PORT) : TC_ACT_UNSPEC;
 	}
 	u32 service = selection_for(flow, frontend);
-	if (!check_foreign(flow) || !check_range(flow, frontend) || !send_to_backend(skb, flow, service))
+	if (!check_foreign(flow) || !check_range(flow, frontend) || !send_to_backend(skb, flow, service, true))
 		return NO_ACTION;
 	return deliver_to_backend(skb, flow);
 }

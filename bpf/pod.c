@@ -29,6 +29,7 @@
 #include "include/policy.h"
 #include "include/conntrack.h"
 #include "include/nat.h"
+#include "include/ring.h"
 #include "include/lb.h"
 #include "include/masquerade.h"
 #include "include/icmp.h"

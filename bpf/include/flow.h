@@ -130,6 +130,7 @@ struct flow {
 	struct backend_key backend;
 	struct source_range_key source_range;
 	struct slot_key slot_key;
+	struct ring_key ring_key;
 	struct affinity_key affinity_key;
 	struct affinity affinity;
 	struct translation_key translation_key;

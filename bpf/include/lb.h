@@ -120,8 +120,8 @@ static bool take_affine_backend(struct flow *flow, u32 service, u64 now)
 	return backend && take_backend(flow, backend, now, false);
 }
 
-/* Fills flow->translation with a backend of the service. */
-static bool choose_backend(struct flow *flow, u32 service_id, u64 now)
+/* Fills flow->translation with a backend of the service. `outside`: for a client who may come by other nodes as well. */
+static bool choose_backend(struct flow *flow, u32 service_id, bool outside, u64 now)
 {
 	struct service *service = services.lookup(&service_id);
 	if (!service || !service->count)
@@ -129,7 +129,8 @@ static bool choose_backend(struct flow *flow, u32 service_id, u64 now)
 	u32 count = service->count;
 	if (service->affinity_seconds && take_affine_backend(flow, service_id, now))
 		return true;
-	u32 start = bpf_get_prandom_u32();
+	bool by_ring = outside && service->positions;
+	u32 start = by_ring ? slot_by_ring(flow, service_id, service) : bpf_get_prandom_u32();
 	flow->reason = REASON_NO_BACKEND;
 	/* The last attempt is the first backend again. Where nothing tells that the earlier connection is over, as with
 	 * UDP, what is addressed last holds. */
@@ -177,7 +178,7 @@ static bool is_current(struct flow *flow, struct translation *known, u32 service
 }
 
 /* A packet to a Service: sends it to the backend that its predecessors went to, or to one of the selection. */
-static bool send_to_backend(struct __sk_buff *skb, struct flow *flow, u32 service)
+static bool send_to_backend(struct __sk_buff *skb, struct flow *flow, u32 service, bool outside)
 {
 	struct translation_key *key = &flow->translation_key;
 	key->client = flow->source;
@@ -193,7 +194,7 @@ static bool send_to_backend(struct __sk_buff *skb, struct flow *flow, u32 servic
 			known->expires = expires;
 		flow->translation = *known;
 	} else {
-		if (!choose_backend(flow, service, now))
+		if (!choose_backend(flow, service, outside, now))
 			return false;
 		renew_affinity(flow, service, now);
 		flow->translation.expires = expires;
@@ -217,5 +218,5 @@ static bool translate(struct __sk_buff *skb, struct flow *flow)
 		return !is_closed_address(&flow->frontend, &flow->destination) ||
 		       refuse(flow, REASON_NO_SERVICE_PORT);
 	u32 service = frontend->service;
-	return check_range(flow, frontend) && send_to_backend(skb, flow, service);
+	return check_range(flow, frontend) && send_to_backend(skb, flow, service, false);
 }

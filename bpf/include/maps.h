@@ -24,6 +24,9 @@
 #ifndef SIZE_slots
 #define SIZE_slots 65536
 #endif
+#ifndef SIZE_ring
+#define SIZE_ring 262144
+#endif
 #ifndef SIZE_affinities
 #define SIZE_affinities 65536
 #endif
@@ -103,6 +106,7 @@ MAP_HASH(frontends, struct frontend_key, struct frontend);
 MAP_HASH(services, u32, struct service);
 MAP_HASH(backends, struct backend_key, struct backend);
 MAP_HASH(slots, struct slot_key, u32);
+MAP_HASH(ring, struct ring_key, u32);
 MAP_LPM(source_ranges, struct source_range_key, u32);
 MAP_HASH(subjects, u32, struct subject);
 MAP_HASH(rules, struct rule_key, struct rule);

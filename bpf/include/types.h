@@ -80,7 +80,7 @@ struct service {
 	__u32 count;
 	__u32 flags;
 	__u32 affinity_seconds;
-	__u32 pad;
+	__u32 positions; /* of its ring, a power of two; 0: none */
 };
 
 /* Without backends here while there are some elsewhere: no answer, rather than a refusal. */
@@ -104,6 +104,13 @@ struct slot_key {
 	__be16 port;
 	__u16 pad;
 	struct addr addr;
+};
+
+/* ring: of selections for clients outside, a position -> the slot of the backend that stands there. A connection draws
+ * positions by its hash until it comes upon one: where backends stand is the same on all nodes, their slots are not. */
+struct ring_key {
+	__u32 service;
+	__u32 position;
 };
 
 /* affinities: client and selection -> the backend that it stays with. A client is an address; at the socket, where that

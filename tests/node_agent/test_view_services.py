@@ -1,6 +1,7 @@
 """From Services and backends to map entries, without a kernel."""
 
 import pytest
+from msgspec import structs
 from tests.node_agent.world import (
     KEYS,
     Agent,
@@ -12,6 +13,8 @@ from tests.node_agent.world import (
     touched,
 )
 
+from tidegate.records import Service, decode, encode
+
 IP, OTHER_IP = "10.0.1.5", "10.0.2.5"
 
 
@@ -21,6 +24,9 @@ def agent() -> Agent:
     fresh = Agent()
     fresh.snapshot({})
     return fresh
+
+
+MOVED = 8  # of those who stand in a row of that length, with a load of a half, there are few
 
 
 def shop(*ips: str) -> Values:
@@ -87,6 +93,22 @@ def test_one_backend_costs_the_same_among_few_and_among_many(agent: Agent, size:
     ]
     assert costs == [3, 2, 1]
     assert len(slots(agent)) == size
+
+
+@pytest.mark.parametrize("size", [40, 1000])
+def test_one_backend_for_clients_outside_costs_the_same_among_few_and_among_many(agent: Agent, size: int) -> None:
+    """Besides: its position, that of who takes its slot, and of those few who stood behind it because of it."""
+    ips = [f"10.0.{n // 250}.{n % 250 + 1}" for n in range(size)]
+    record = decode(Service, service("shop", "10.96.0.1", http=80)[KEYS.service("default", "shop")])
+    port = structs.replace(record.ports[0], node_port=30080)
+    agent.change({KEYS.service("default", "shop"): encode(structs.replace(record, ports=(port,))), **shop(*ips)})
+    assert sorted(agent.rows("ring").values()) == list(range(size))
+    for left_out in ips[:20]:
+        others = [ip for ip in ips if ip != left_out]
+        assert touched(agent.change(shop(*others))) <= 3 + 2 + MOVED
+        assert touched(agent.change(shop(*ips))) <= 2 + 1 + MOVED
+    agent.change(shop(ips[0]))
+    assert agent.rows("ring") == {}
 
 
 def test_backends_in_several_shards(agent: Agent) -> None:

@@ -41,10 +41,11 @@ FIELDS = {
     "endpoints": ("addr:addr", "identity:u32 ifindex:u32 flags:u32"),
     "devices": ("value:u32", "flags:u32 addr:addr addr6:addr"),
     "frontends": ("addr:addr port:be16 protocol:u8 pad:u8", "service:u32 outside:u32 flags:u32 pad:u32"),
-    "services": ("value:u32", "count:u32 flags:u32 affinity_seconds:u32 pad:u32"),
+    "services": ("value:u32", "count:u32 flags:u32 affinity_seconds:u32 positions:u32"),
     "backends": ("service:u32 slot:u32", "addr:addr port:be16 pad:bytes2 flags:u32"),
     "source_ranges": ("prefix:u32 service:u32 addr:addr", "value:u32"),
     "slots": ("service:u32 port:be16 pad:bytes2 addr:addr", "value:u32"),
+    "ring": ("service:u32 position:u32", "value:u32"),
     "subjects": ("value:u32", "policy:u32 flags:u32 ingress_lengths:u32 egress_lengths:u32"),
     "rules": (
         "policy:u32 direction:u8 protocol:u8 length:u8 pad:u8 port:be16 pad2:bytes2",
@@ -137,7 +138,7 @@ def flags(name: str, entries: Mapping[bytes, bytes]) -> dict[Any, int]:
 
 
 # Maps of whose values the first field says it all.
-PLAIN = ("services", "members", "devices", "frontends", "rules", "slots", "source_ranges")
+PLAIN = ("services", "members", "devices", "frontends", "rules", "slots", "ring", "source_ranges")
 
 
 def rows(name: str, entries: Mapping[bytes, bytes]) -> dict[Any, Any]:
@@ -149,11 +150,7 @@ def rows(name: str, entries: Mapping[bytes, bytes]) -> dict[Any, Any]:
         if name == "rules":
             value = {"sets": value["sets"][: value["count"]]}
         whole = tuple(key.values()) if len(key) > 1 else next(iter(key.values()))
-        found[whole] = (
-            next(iter(value.values()))
-            if name in ("services", "members", "devices", "frontends", "rules", "slots")
-            else value
-        )
+        found[whole] = next(iter(value.values())) if name in PLAIN else value
     return found
 
 

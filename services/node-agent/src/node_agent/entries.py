@@ -55,15 +55,19 @@ class Entries:
     def service_key(self, service: int) -> bytes:
         return self._keys["services"].pack(value=service)
 
-    def service(self, count: int, dropping: bool, affinity_seconds: int) -> bytes:
-        """`dropping`: without backends its clients get no answer, rather than a refusal."""
+    def service(self, count: int, dropping: bool, affinity_seconds: int, positions: int = 0) -> bytes:
+        """`dropping`: without backends its clients get no answer, rather than a refusal. `positions`: of its ring."""
         return self._values["services"].pack(
-            count=count, flags=SERVICE_DROP * dropping, affinity_seconds=affinity_seconds
+            count=count, flags=SERVICE_DROP * dropping, affinity_seconds=affinity_seconds, positions=positions
         )
 
     def slot(self, service: int, address: bytes, port: int, index: int) -> tuple[bytes, bytes]:
         key = self._keys["slots"].pack(service=service, addr=address, port=port)
         return key, self._values["slots"].pack(value=index)
+
+    def ring(self, service: int, position: int, index: int) -> tuple[bytes, bytes]:
+        key = self._keys["ring"].pack(service=service, position=position)
+        return key, self._values["ring"].pack(value=index)
 
     def backend_key(self, service: int, slot: int) -> bytes:
         return self._keys["backends"].pack(service=service, slot=slot)

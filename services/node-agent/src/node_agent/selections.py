@@ -4,10 +4,10 @@ from collections.abc import Iterable
 
 from node_agent.entries import Entries
 from node_agent.frontends import Frontend
+from node_agent.ring import Address, Ring
 from node_agent.table import Tables
 
 Owner = tuple[str, ...]
-Address = tuple[bytes, int]  # address, port
 
 
 class Slots:
@@ -44,13 +44,14 @@ class Slots:
 
 
 class SelectionTable:
-    """The `services`, `backends` and `slots` maps, by number of the selection."""
+    """The `services`, `backends`, `slots` and `ring` maps, by number of the selection."""
 
     def __init__(self, tables: Tables, entries: Entries) -> None:
         self._tables = tables
         self._entries = entries
         self._slots: dict[int, Slots] = {}
         self._affine: set[int] = set()  # selections whose backends' slots can be looked up
+        self._rings: dict[int, Ring] = {}
         self._stored = self._read()
 
     def _read(self) -> dict[int, list[Address]]:
@@ -65,8 +66,13 @@ class SelectionTable:
             if set(slots) == set(range(len(slots)))
         }
 
-    def fill(self, number: int, wanted: set[Address], dropping: bool = False, affinity: int = 0) -> None:
-        """The selection has these backends. `dropping`: without any its clients get no answer. `affinity`: seconds."""
+    def fill(
+        self, number: int, wanted: set[Address], dropping: bool = False, affinity: int = 0, consistent: bool = False
+    ) -> None:
+        """The selection has these backends. `dropping`: without any its clients get no answer. `affinity`: seconds.
+
+        `consistent`: clients outside the cluster get them by consistent hashing.
+        """
         slots = self._slots.get(number)
         if slots is None:
             slots = self._slots[number] = Slots(self._stored.pop(number, ()))
@@ -77,13 +83,16 @@ class SelectionTable:
         for index, content in changed.items():
             self._slot(number, index, content)
         self._find_slots(number, slots, changed, gone, affinity > 0)
-        value = self._entries.service(len(slots.addresses), dropping, affinity)
+        self._turn(number, slots, changed, consistent and len(wanted) > 1)
+        ring = self._rings.get(number)
+        value = self._entries.service(len(slots.addresses), dropping, affinity, ring.size if ring else 0)
         self._tables.want("services", self._entries.service_key(number), value)
 
     def empty(self, number: int) -> None:
         """There is no such selection any more."""
         slots = self._slots.pop(number)
         self._find_slots(number, slots, {}, set(), False)
+        self._turn(number, slots, {}, False)
         for index in range(len(slots.addresses)):
             self._slot(number, index, None)
         self._tables.want("services", self._entries.service_key(number), None)
@@ -107,6 +116,18 @@ class SelectionTable:
     def _forget_slots(self, number: int, addresses: Iterable[Address]) -> None:
         for address in addresses:
             self._tables.want("slots", self._entries.slot(number, *address, 0)[0], None)
+
+    def _turn(self, number: int, slots: Slots, changed: dict[int, Address | None], wanted: bool) -> None:
+        """The selection's ring, where it is to have one: who stands there, and in which slots those are."""
+        ring = self._rings.setdefault(number, Ring()) if wanted else self._rings.pop(number, None)
+        if ring is None:
+            return
+        moved = ring.replace(set(slots.addresses) if wanted else set())
+        moved |= ring.find(backend for backend in changed.values() if backend is not None)
+        placed = {backend: index for index, backend in enumerate(slots.addresses)} if moved else {}
+        for at, backend in moved.items():
+            entry = self._entries.ring(number, at, placed[backend] if backend else 0)
+            self._tables.want("ring", entry[0], entry[1] if backend else None)
 
     def _slot(self, number: int, index: int, content: Address | None) -> None:
         value = self._entries.backend(*content) if content else None

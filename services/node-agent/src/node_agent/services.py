@@ -6,7 +6,17 @@ from typing import Any
 
 from node_agent.choice import Place, Refusal, Selection, select, why_not
 from node_agent.entries import PRESENT, Entries
-from node_agent.frontends import IPV6, LOCAL, families, family, frontends, numbers, ranges
+from node_agent.frontends import (
+    IPV6,
+    LOCAL,
+    external,
+    families,
+    family,
+    frontends,
+    is_external,
+    numbers,
+    ranges,
+)
 from node_agent.healthchecks import HealthCheck
 from node_agent.selections import FrontendTable, SelectionTable
 from node_agent.table import Tables
@@ -24,6 +34,7 @@ class Wanted:
     number: int
     selection: Selection
     among: list[Backend]
+    outside: bool  # for clients outside the cluster, too
 
 
 class ServiceView:
@@ -95,7 +106,8 @@ class ServiceView:
             needed.add(wanted.number)
             backends = {(backend.address, backend.ports[wanted.port.name]) for backend in wanted.selection.backends}
             dropping = wanted.selection.refusal is Refusal.DROP
-            self._selections.fill(wanted.number, backends, dropping, service.affinity_seconds if service else 0)
+            affinity = service.affinity_seconds if service else 0
+            self._selections.fill(wanted.number, backends, dropping, affinity, wanted.outside)
         self._check_health(key, service)
         for number in self._numbers.pop(key, set()) - needed:
             self._selections.empty(number)
@@ -110,7 +122,9 @@ class ServiceView:
                 of_port = [b for b in known if port.name in b.ports and family(b.address) == bit]
                 found = select(of_port, self._place)
                 for number in numbers(service, port):
-                    yield Wanted(port, number | bit, found.local if number & LOCAL else found.cluster, of_port)
+                    selection = found.local if number & LOCAL else found.cluster
+                    outside = is_external(service) and number == external(service, port)
+                    yield Wanted(port, number | bit, selection, of_port, outside)
 
     def _known(self, key: Key) -> list[Backend]:
         # One address in two shards, as while they are spread anew, is one backend.
