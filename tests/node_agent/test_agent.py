@@ -342,6 +342,29 @@ def test_a_node_without_its_uplink_is_not_ready(run: Run) -> None:
     run(work)
 
 
+def test_routes_that_others_took_away_come_back(run: Run) -> None:
+    async def work(world: World) -> None:
+        world.store.put_now(puts({**MARKS, **RECORDS, **node("n2", "172.31.2.12", cidrs=("10.202.2.0/24",))}))
+        host = world.network.node
+
+        def routed() -> bool:
+            return "via 172.31.2.12 dev eth0" in host.ip("route", "show", "10.202.2.0/24")
+
+        async with world.agent() as (agent, health):
+            await world.settled(agent, health)
+            await until("the route", routed)
+            host.ip("route", "del", "10.202.2.0/24")
+            await until("the route again", routed)
+            host.ip("link", "set", "eth0", "down")
+            assert not routed(), "the kernel took it without telling"
+            await until("what is wrong", lambda: agent.host_problems.keys() == {"10.202.2.0/24"})
+            host.ip("link", "set", "eth0", "up")
+            await until("the route once more", routed)
+            await until("no trouble", lambda: not agent.host_problems)
+
+    run(work)
+
+
 def test_status_says_what_is_wrong(run: Run) -> None:
     async def work(world: World) -> None:
         bad = undecodable(pod("bad", WEB, "10.202.1.99"))

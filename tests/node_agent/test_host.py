@@ -12,6 +12,8 @@ from tests.node_agent.netns import PATIENCE, Namespace, Network, until
 from node_agent import nft
 from node_agent.netlink import HostWatch
 from node_agent.routes import PROTOCOL, Routes, wanted
+from node_agent.sysctl import SYSCTL
+from node_agent.upkeep import Upkeep
 from tidegate.records import Node
 from tidegate.records.addresses import pack_address, pack_cidr
 
@@ -150,6 +152,51 @@ def test_a_guard_that_is_gone_is_an_error(network: Network) -> None:
             await nft.dropped()
         with pytest.raises(nft.GuardError, match="nft: "):
             await nft.install('"nonsense')
+
+    network.node.runs(work)
+
+
+def test_a_guard_that_others_took_away_is_put_back(network: Network) -> None:
+    async def work() -> None:
+        upkeep = Upkeep("veth*", ["eth0"])
+        await nft.install("veth*")
+        whole = network.node.run("nft", "list", "ruleset")
+        await upkeep.look()
+        assert upkeep.repairs == 0
+        for damage in ("flush ruleset", "flush chain inet tidegate forward"):
+            network.node.run("nft", damage)
+            repairs = upkeep.repairs
+            await upkeep.look()
+            assert upkeep.repairs == repairs + 1
+            assert network.node.run("nft", "list", "ruleset") == whole
+        assert upkeep.problems == {}
+
+    network.node.runs(work)
+
+
+def test_a_guard_that_cannot_be_put_back_is_a_problem(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work() -> None:
+        upkeep = Upkeep("veth*", ["eth0"])
+        with monkeypatch.context() as context:
+            context.setenv("PATH", "")
+            await upkeep.look()
+            assert upkeep.problems == {"guard": "nft not found: install the package nftables"}
+        await upkeep.look()
+        assert upkeep.problems == {}
+
+    network.node.runs(work)
+
+
+def test_forwarding_that_others_turned_off_is_turned_on(network: Network) -> None:
+    async def work() -> None:
+        upkeep = Upkeep("veth*", ["eth0"])
+        await upkeep.look()
+        for name in ("ipv4/ip_forward", "ipv6/conf/all/forwarding"):
+            (SYSCTL / name).write_text("0\n")
+            repairs = upkeep.repairs
+            await upkeep.look()
+            assert (SYSCTL / name).read_text() == "1\n"
+            assert upkeep.repairs == repairs + 1
 
     network.node.runs(work)
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from node_agent.sysctl import enable_forwarding
+from node_agent.sysctl import enable_forwarding, forwards
 
 
 def tree(root: Path, **accept_ra: str) -> Path:
@@ -30,3 +30,14 @@ def test_a_kernel_without_ipv6(tmp_path: Path) -> None:
     (tmp_path / "ipv4").mkdir()
     enable_forwarding(["eth0"], tmp_path)
     assert (tmp_path / "ipv4/ip_forward").read_text() == "1\n"
+
+
+def test_whether_it_forwards(tmp_path: Path) -> None:
+    root = tree(tmp_path)
+    assert not forwards(root)
+    enable_forwarding([], root)
+    assert forwards(root)
+    for name in ("ipv4/ip_forward", "ipv6/conf/all/forwarding"):
+        (root / name).write_text("0\n")
+        assert not forwards(root)
+        (root / name).write_text("1\n")

@@ -23,7 +23,7 @@ from tidegate.records import (
     Synced,
     encode,
 )
-from tidegate.records.addresses import pack_address, unpack_address
+from tidegate.records.addresses import pack_address, pack_cidr, unpack_address
 from tidegate.store import Delete, Operation, Put
 
 OWN = "n1"
@@ -176,8 +176,8 @@ def pod_key(name: str) -> str:
     return KEYS.endpoint("default", name)
 
 
-def node(name: str, *ips: str) -> Values:
-    return {KEYS.node(name): encode(Node(addresses=addresses(*ips)))}
+def node(name: str, *ips: str, cidrs: tuple[str, ...] = ()) -> Values:
+    return {KEYS.node(name): encode(Node(addresses=addresses(*ips), pod_cidrs=tuple(map(pack_cidr, cidrs))))}
 
 
 def subject(identity: int, policy: int) -> Values:

@@ -22,6 +22,7 @@ from node_agent.maps import Maps
 from node_agent.netlink import HostWatch
 from node_agent.routes import Routes, wanted
 from node_agent.table import ORDER, POLICY, REACHED_FROM, Step, Tables
+from node_agent.upkeep import Upkeep
 from node_agent.view import View
 from tidegate.records import Keyspace
 from tidegate.runtime import metrics
@@ -100,6 +101,7 @@ class Agent:
         self._host_ready = asyncio.Event()
         self._watch = HostWatch(self.changed)
         self._routes = Routes()
+        self.upkeep = Upkeep(settings.pod_interfaces, settings.uplinks)
         self._checks = HealthChecks(lambda: health.is_ready)
         self._full: dict[str, str] = {}
         self._devices = Devices(settings.pod_interfaces, settings.uplinks)
@@ -165,9 +167,10 @@ class Agent:
                 self.changed()
 
     async def _check(self) -> None:
-        """Somebody may have taken our programs away, or a route: look again now and then."""
+        """Somebody may have taken our programs away, or the guard: look again now and then."""
         while True:
             await asyncio.sleep(CHECK)
+            await self.upkeep.look()
             if self.attachments.tcx:  # links tell cheaply what they hold; filters do not
                 self.attachments.devices.clear()
             await self.in_worker(self.attachments.attach_cgroup)
@@ -209,8 +212,9 @@ class Agent:
                 await self._attach_device(index, name, programs)
         self._refused = {index: reason for index, reason in self._refused.items() if index in devices}
         missing = set(self._settings.uplinks) - set(devices.values())
-        if missing or self._refused:
-            reasons = [*(f"no device {name}" for name in sorted(missing)), *self._refused.values()]
+        reasons = [*(f"no device {name}" for name in sorted(missing)), *self._refused.values()]
+        reasons += self.upkeep.problems.values()
+        if reasons:
             self._health.not_ready("programs", "; ".join(reasons))
         else:
             self._health.ready("programs")
@@ -254,6 +258,10 @@ class Agent:
                 outdated.add(step.map)
         if any(step.map in POLICY for step in steps):
             await self.in_worker(self._raise_generation)
+        lost, fallen = self._watch.take_losses()
+        self._routes.lost(lost)
+        if not fallen.isdisjoint(self._settings.uplinks):
+            self._routes.forget()
         await self._routes.apply(wanted(self.view.endpoints.nodes, self._settings.node))
         await self._checks.apply(self.view.services.health)
 
@@ -296,9 +304,9 @@ class Agent:
 
     @property
     def host_problems(self) -> dict[str, str]:
-        """Route, or port for health checks → why it is not there."""
+        """Guard, route, or port for health checks → why it is not there."""
         ports = {f"health checks on port {port}": reason for port, reason in self._checks.problems.items()}
-        return {**self._routes.problems, **ports}
+        return {**self.upkeep.problems, **self._routes.problems, **ports}
 
 
 def write_whereabouts(settings: NodeSettings, cluster: str, etcd: tuple[str, ...], version: str) -> None:

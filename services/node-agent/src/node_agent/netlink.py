@@ -6,6 +6,7 @@ from typing import Any
 
 from pyroute2 import AsyncIPRoute
 
+from node_agent.routes import PROTOCOL
 from tidegate.records.addresses import pack_address
 
 RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE = 0x1, 0x10, 0x40
@@ -38,6 +39,18 @@ class HostWatch:
     def __init__(self, changed: Callable[[], None]) -> None:
         self.host = Host()
         self._changed = changed
+        self._lost: set[tuple[str, str]] = set()
+        self._fallen: set[str] = set()
+        self._down: set[int] = set()
+
+    def take_losses(self) -> tuple[set[tuple[str, str]], set[str]]:
+        """Since the last call: routes of ours that went, as (CIDR, gateway), and names of devices that went down or
+
+        away, and with them, untold, their routes.
+        """
+        losses = self._lost, self._fallen
+        self._lost, self._fallen = set(), set()
+        return losses
 
     async def run(self, ready: Callable[[], None]) -> None:
         """Never returns. `ready` is called when all that is there has been read."""
@@ -74,20 +87,30 @@ class HostWatch:
     def _link(self, message: Any, new: bool) -> bool:
         index = message["index"]
         routed = False
+        name = message.get_attr("IFLA_IFNAME")
         if not new or not message["flags"] & IFF_UP:
             # The kernel takes the routes of a device that is down or gone away without telling.
+            self._fallen.add(name)
+            self._down.add(index)
             routed = index in self.host.pods.values()
             self.host.pods = {address: device for address, device in self.host.pods.items() if device != index}
+        else:
+            # What needs the device, as routes do, can be had again.
+            routed = index in self._down
+            self._down.discard(index)
         if not new:
+            self._down.discard(index)
             self.host.assigned = {pair for pair in self.host.assigned if pair[1] != index}
             return self.host.devices.pop(index, None) is not None
-        name = message.get_attr("IFLA_IFNAME")
         if self.host.devices.get(index) == name:
             return routed
         self.host.devices[index] = name
         return True
 
     def _route(self, message: Any, new: bool) -> bool:
+        if not new and message["proto"] == PROTOCOL and message.get_attr("RTA_GATEWAY"):
+            self._lost.add((f"{message.get_attr('RTA_DST')}/{message['dst_len']}", message.get_attr("RTA_GATEWAY")))
+            return True
         if message["dst_len"] != FULL.get(message["family"]) or message["type"] != RTN_UNICAST:
             return False
         if (message.get_attr("RTA_TABLE") or message["table"]) != RT_TABLE_MAIN or message.get_attr("RTA_GATEWAY"):

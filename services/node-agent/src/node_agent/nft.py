@@ -10,6 +10,8 @@ import subprocess
 
 MARK_MASK, MARK_JUDGED = 0x00F00000, 0x00100000
 
+RULES = 3  # of the chain
+
 REASON = "UNJUDGED", "forwarded pod traffic that no program of ours has judged"
 
 
@@ -37,6 +39,18 @@ table inet tidegate {{
 async def install(pattern: str) -> None:
     """Raises GuardError."""
     await _nft(["-f", "-"], ruleset(pattern).encode())
+
+
+async def restore(pattern: str) -> bool:
+    """Installs the guard anew where it, or a rule of it, is gone; whether that was so. Raises GuardError."""
+    try:
+        listed = json.loads(await _nft(["-j", "list", "chain", "inet", "tidegate", "forward"], b""))["nftables"]
+    except GuardError:
+        listed = []
+    if sum("rule" in item for item in listed) == RULES:
+        return False
+    await install(pattern)
+    return True
 
 
 async def _nft(arguments: list[str], text: bytes) -> bytes:

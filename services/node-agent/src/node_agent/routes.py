@@ -1,6 +1,6 @@
 """Routes to the pods of other nodes, from their pod CIDRs."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pyroute2 import AsyncIPRoute
@@ -32,6 +32,16 @@ class Routes:
     def __init__(self) -> None:
         self._have: dict[str, str] | None = None
         self.problems: dict[str, str] = {}
+
+    def lost(self, routes: Iterable[tuple[str, str]]) -> None:
+        """These (CIDR, gateway) are not in the kernel any more, whoever removed them."""
+        for cidr, via in routes:
+            if self._have is not None and self._have.get(cidr) == via:
+                del self._have[cidr]
+
+    def forget(self) -> None:
+        """The kernel may have dropped any of them without telling: they are read anew."""
+        self._have = None
 
     async def apply(self, want: Mapping[str, str]) -> int:
         """Returns the number of changes."""

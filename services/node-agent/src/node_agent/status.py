@@ -86,7 +86,7 @@ async def status(agent: Agent, health: Health, node: str) -> dict[str, Any]:
         "digest": agent.manifest.digest,
         "attached_by": "tcx" if agent.attachments.tcx else "clsact",
         "devices": {str(index): name for index, name in sorted(agent.attachments.devices.items())},
-        "repairs": agent.attachments.repairs,
+        "repairs": agent.attachments.repairs + agent.upkeep.repairs,
         "guard": guard,
         "map_writes_total": agent.written.total(),
         "map_writes": dict(+agent.written),

@@ -6,6 +6,12 @@ from pathlib import Path
 SYSCTL = Path("/proc/sys/net")
 
 
+def forwards(root: Path = SYSCTL) -> bool:
+    """Whether the kernel forwards IPv4, and IPv6 where it has it. Raises OSError."""
+    switches = (root / "ipv4/ip_forward", root / "ipv6/conf/all/forwarding")
+    return all(path.read_text().strip() == "1" for path in switches if path.exists())
+
+
 def enable_forwarding(uplinks: Iterable[str], root: Path = SYSCTL) -> None:
     """IPv4, and IPv6 where the kernel has it. Raises OSError.
 
