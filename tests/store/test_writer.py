@@ -4,7 +4,7 @@ import asyncio
 from contextlib import aclosing
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tidegate.records import LastWrite, decode
@@ -183,6 +183,16 @@ STEPS = st.lists(
 
 
 @given(STEPS)
+@example(  # the load after a restore fails
+    [
+        ("want", "/p/a/y", b"1"),
+        ("flush", "", None),
+        ("applied", "", None),
+        ("restore", "", None),
+        ("want", "/p/a/x", b"1"),
+        ("lost", "", None),
+    ]
+)
 def test_in_the_end_the_store_holds_what_is_wanted(steps: list[Step]) -> None:
     async def play() -> None:
         store = MemoryStore()

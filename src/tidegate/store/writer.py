@@ -32,6 +32,7 @@ class Writer:
         self._last: int | None = None  # revision of the guard's last write
         self._sequence = 0
         self._underway: tuple[list[Operation], Guard | None] | None = None
+        self._doubtful = False  # a load has begun and not ended: what the store holds is not known
 
     @property
     def stored(self) -> Mapping[str, bytes]:
@@ -48,7 +49,7 @@ class Writer:
         With a fence, the chain of guarded transactions begins here: first, so that nothing can come in between.
         Raises FencedError, UnavailableError.
         """
-        self._underway, self._last = None, None
+        self._underway, self._last, self._doubtful = None, None, True
         if fence is not None:
             await self._begin_chain(fence)
         stored: dict[str, bytes] = {}
@@ -56,6 +57,7 @@ class Writer:
             stored.update((await self._store.snapshot(prefix)).values)
         self._stored = stored
         self._dirty = {key for key in stored.keys() | self._wanted.keys() if stored.get(key) != self._wanted.get(key)}
+        self._doubtful = False
 
     def want(self, key: str, value: bytes | None) -> None:
         """`value` is to lie under `key`, or nothing (None)."""
@@ -76,10 +78,13 @@ class Writer:
     async def flush(self, fence: Fence | None) -> int:
         """Writes the difference; returns how many keys it wrote. Raises FencedError, UnavailableError.
 
-        After an error the rest is still due; a transaction whose fate is unknown is repeated as a whole, first.
+        After an error the rest is still due; a transaction whose fate is unknown is repeated as a whole, first. A load
+        that failed is made up for.
         Only one flush at a time.
         """
         written = 0
+        if self._doubtful:
+            await self.load(fence)
         if self._last is None and fence is not None:
             await self._begin_chain(fence)
         if self._underway is not None:
