@@ -21,9 +21,8 @@ from tidegate.records import Direction, Protocol, encode
 @pytest.fixture(autouse=True)
 def nothing_on_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Whatever runs on the machine is not what these tests ask about."""
-    monkeypatch.setattr(cluster, "RUN", tmp_path)
-    monkeypatch.setattr("tidegate.cli.status.RUN", tmp_path)
-    monkeypatch.setattr("tidegate.cli.monitor.RUN", tmp_path)
+    monkeypatch.setattr(cluster, "RUN", tmp_path / "tidegate")
+    monkeypatch.delenv("TIDEGATE_PLAYGROUND", raising=False)
 
 
 def call(etcd: str, *arguments: str, text: str | None = None) -> Result:
@@ -168,6 +167,39 @@ def test_status_is_not_healthy_without_a_leader_or_with_a_silent_agent() -> None
     led = {**values, **{KEYS.leader(writer): b"x" for writer in ("endpoint-sync", "policy-sync")}}
     assert collect(parse(KEYS, led), [])["healthy"]
     assert not collect(parse(KEYS, led), [{"node": "n1", "ready": False, "error": "no answer"}])["healthy"]
+    assert collect(parse(KEYS, led), [{"node": "n1", "ready": True, "problems": {}}])["healthy"]
+    assert not collect(parse(KEYS, led), [{"node": "n1", "ready": True, "problems": {"guard": "gone"}}])["healthy"]
+
+
+def leave_agent(run: Path, node: str) -> None:
+    """The traces of an agent that does not answer."""
+    (run / node).mkdir(parents=True)
+    (run / node / "agent.json").write_text(json.dumps({"node": node}))
+
+
+def test_status_without_etcd_still_tells_of_the_agents(tmp_path: Path) -> None:
+    leave_agent(tmp_path / "tidegate", "n1")
+    result = call("127.0.0.1:1", "status")
+    assert result.exit_code == 1
+    assert "n1" in result.output
+    assert "the agent does not answer" in result.output
+    assert "Name etcd with --etcd" in result.output
+    result = CliRunner().invoke(tidegate, ["status", "--etcd=127.0.0.1:1", "-o", "json"])
+    found = json.loads(result.stdout)
+    assert (found["healthy"], [node["node"] for node in found["nodes"]]) == (False, ["n1"])
+    assert "127.0.0.1:1" in found["error"]
+
+
+def test_the_playground_that_the_environment_names(etcd: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    leave_agent(tmp_path / "tidegate", "other")
+    leave_agent(tmp_path / "tidegate-x", "n1")
+    (tmp_path / "tidegate-x/playground").mkdir()
+    (tmp_path / "tidegate-x/playground/state.json").write_text(json.dumps({"etcd": etcd, "cluster": "t"}))
+    monkeypatch.setenv("TIDEGATE_PLAYGROUND", "x")
+    result = CliRunner().invoke(tidegate, ["status", "-o", "json"])
+    assert [node["node"] for node in json.loads(result.output)["nodes"]] == ["n1"]
+    rows = json.loads(CliRunner().invoke(tidegate, ["services", "-o", "json"]).output)
+    assert [row["addresses"] for row in rows] == [["10.96.0.5"]]
 
 
 def test_judge_needs_the_peer_in_the_set() -> None:

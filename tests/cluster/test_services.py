@@ -277,7 +277,7 @@ def test_a_pod_asks_the_port_of_another_node(services: Cluster, ipv6: bool) -> N
 def test_the_command_says_who_is_chosen_and_why_the_others_are_not(
     services: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tidegate.cli.services.RUN", services.layout.run)
+    monkeypatch.setattr("tidegate.cli.cluster.RUN", services.layout.run)
     asked = ["services", "--node", "node-3", "-n", "shop"]
     result = CliRunner().invoke(tidegate, [*asked, "-o", "json"])
     assert result.exit_code == 0, result.output

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -36,6 +37,12 @@ F = TypeVar("F", bound=Callable[..., Any])
 Name = tuple[str, ...]
 
 RUN = Path("/run/tidegate")
+
+
+def here() -> Path:
+    """Where the agents of this machine keep their state; with TIDEGATE_PLAYGROUND, those of the playground it names."""
+    name = os.environ.get("TIDEGATE_PLAYGROUND", "")
+    return RUN.with_name(f"{RUN.name}-{name}") if name else RUN
 
 
 @dataclass
@@ -103,7 +110,7 @@ def resolve(common: CommonSettings) -> CommonSettings:
     """The etcd of the playground, where one is up and the user has named none."""
     context = click.get_current_context()
     chosen = context.get_parameter_source("etcd")
-    state = RUN / "playground" / "state.json"
+    state = here() / "playground" / "state.json"
     if chosen is not click.core.ParameterSource.DEFAULT or not state.exists():
         return common
     known = json.loads(state.read_text())
@@ -112,8 +119,12 @@ def resolve(common: CommonSettings) -> CommonSettings:
     return replace(common, etcd=(known["etcd"],), cluster=known.get("cluster", common.cluster))
 
 
+class UnreadableError(click.ClickException):
+    """What etcd says cannot be read; the text says why, and what to do."""
+
+
 def load(common: CommonSettings) -> Cluster:
-    """Reads the cluster, or ends the command with a sentence."""
+    """Reads the cluster, or ends the command with a sentence. Raises UnreadableError."""
     settings = resolve(common)
 
     async def read() -> Cluster:
@@ -128,12 +139,12 @@ def load(common: CommonSettings) -> Cluster:
     try:
         cluster = asyncio.run(read())
     except UnavailableError as error:
-        raise click.ClickException(f"{error}. Name etcd with --etcd or TIDEGATE_ETCD") from error
+        raise UnreadableError(f"{error}. Name etcd with --etcd or TIDEGATE_ETCD") from error
     except StoreError as error:
-        raise click.ClickException(str(error)) from error
+        raise UnreadableError(str(error)) from error
     if not cluster.all(Synced) and not cluster.by_kind:
         text = f"etcd at {', '.join(settings.etcd)} holds nothing of a cluster {settings.cluster!r}"
-        raise click.ClickException(f"{text}: name another with --cluster, or start the sync services")
+        raise UnreadableError(f"{text}: name another with --cluster, or start the sync services")
     return cluster
 
 

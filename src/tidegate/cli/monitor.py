@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from tidegate.cli import agents, render
-from tidegate.cli.cluster import RUN, load, reads_cluster
+from tidegate.cli.cluster import here, load, reads_cluster
 from tidegate.cli.output import output_option
 from tidegate.records.addresses import unpack_address
 from tidegate.runtime.settings import CommonSettings
@@ -25,9 +25,10 @@ from tidegate.runtime.settings import CommonSettings
 @output_option
 def monitor(common: CommonSettings, node: str | None, drops: bool, verdicts: bool, output: str) -> None:
     """Shows drops, and with --verdicts new connections, of the nodes on this machine until you stop it."""
-    found = agents.find(RUN, node)
+    found = agents.find(here(), node)
     if not found:
-        raise click.ClickException(f"no agent{f' of node {node}' if node else ''} on this machine (none under {RUN})")
+        which = f"no agent of node {node}" if node else "no agent"
+        raise click.ClickException(f"{which} on this machine (none under {here()})")
     names = {} if output == "json" else {unpack_address(a): name for a, name in load(common).addresses().items()}
     with suppress(KeyboardInterrupt):
         asyncio.run(_follow_all(found, drops, verdicts, names, output))

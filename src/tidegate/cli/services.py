@@ -7,7 +7,7 @@ import aiohttp
 import click
 
 from tidegate.cli import agents, render
-from tidegate.cli.cluster import RUN, backends, load, reads_cluster
+from tidegate.cli.cluster import backends, here, load, reads_cluster
 from tidegate.cli.output import output_option, show_json, show_table
 from tidegate.records import Backend, Service, ServicePort
 from tidegate.records.addresses import unpack_address
@@ -96,9 +96,9 @@ def _frontends(row: dict[str, Any]) -> list[str]:
 
 
 def _show_choice(node: str, namespace: str | None, output: str) -> None:
-    found = agents.find(RUN, node)
+    found = agents.find(here(), node)
     if not found:
-        raise click.ClickException(f"no agent of node {node} on this machine (none under {RUN})")
+        raise click.ClickException(f"no agent of node {node} on this machine (none under {here()})")
     try:
         choices = asyncio.run(agents.services(found[0]))
     except (aiohttp.ClientError, OSError, TimeoutError) as error:

@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from tidegate.cli import agents
-from tidegate.cli.cluster import RUN, Cluster, load, problems, reads_cluster
+from tidegate.cli.cluster import Cluster, UnreadableError, here, load, problems, reads_cluster
 from tidegate.cli.output import output_option, show_json, show_table
 from tidegate.records import (
     Endpoint,
@@ -32,7 +32,7 @@ COUNTED: dict[str, type[Record]] = {
 
 
 async def _ask_all() -> list[dict[str, Any]]:
-    return list(await asyncio.gather(*(agents.status(agent) for agent in agents.find(RUN))))
+    return list(await asyncio.gather(*(agents.status(agent) for agent in agents.find(here()))))
 
 
 def collect(cluster: Cluster, nodes: list[dict[str, Any]]) -> dict[str, Any]:
@@ -53,7 +53,7 @@ def collect(cluster: Cluster, nodes: list[dict[str, Any]]) -> dict[str, Any]:
     ]
     healthy = (
         all(writer["leader"] and writer["synced"] for writer in writers)
-        and all(node.get("ready") and not node.get("full") for node in nodes)
+        and all(node.get("ready") and not node.get("full") and not node.get("problems") for node in nodes)
         and not cluster.unreadable
     )
     return {
@@ -74,12 +74,26 @@ def collect(cluster: Cluster, nodes: list[dict[str, Any]]) -> dict[str, Any]:
 @click.pass_context
 def status(context: click.Context, common: CommonSettings, output: str) -> None:
     """Writers, records, refused objects, and the agents of this machine. Exits with 1 where something is wrong."""
-    found = collect(load(common), asyncio.run(_ask_all()))
+    nodes = asyncio.run(_ask_all())
+    try:
+        cluster = load(common)
+    except UnreadableError as error:
+        # Traffic goes on without etcd, and so does what can be said of it.
+        _show_agents(nodes, output, error)
+        raise
+    found = collect(cluster, nodes)
     if output == "json":
         show_json(found)
     else:
         _print(found)
     context.exit(0 if found["healthy"] else 1)
+
+
+def _show_agents(nodes: list[dict[str, Any]], output: str, error: UnreadableError) -> None:
+    if output == "json":
+        show_json({"healthy": False, "error": error.message, "nodes": nodes})
+    else:
+        _print_nodes(nodes)
 
 
 def _print(found: dict[str, Any]) -> None:
@@ -92,18 +106,20 @@ def _print(found: dict[str, Any]) -> None:
     )
     records = ", ".join(f"{count} {name}" for name, count in found["records"].items())
     click.echo(f"\netcd: revision {found['revision']}, {found['bytes']} bytes of values: {records}\n")
-    if found["nodes"]:
-        show_table(
-            ("node", "state", "hooks", "pods", "fullest map", "writes", "memory", "drops"), map(_row, found["nodes"])
-        )
-    for node in found["nodes"]:
-        for name, text in {**node.get("full", {}), **node.get("problems", {})}.items():
-            click.echo(f"{node['node']}: {name}: {text}")
+    _print_nodes(found["nodes"])
     for problem in found["problems"]:
         where = "/".join(filter(None, (problem["namespace"], problem["name"])))
         click.echo(f"refused by {problem['writer']}: {problem['kind']} {where}: {problem['reason']}")
     for key, reason in found["unreadable"].items():
         click.echo(f"unreadable: {key}: {reason}")
+
+
+def _print_nodes(nodes: list[dict[str, Any]]) -> None:
+    if nodes:
+        show_table(("node", "state", "hooks", "pods", "fullest map", "writes", "memory", "drops"), map(_row, nodes))
+    for node in nodes:
+        for name, text in {**node.get("full", {}), **node.get("problems", {})}.items():
+            click.echo(f"{node['node']}: {name}: {text}")
 
 
 def _row(node: dict[str, Any]) -> tuple[Any, ...]:
