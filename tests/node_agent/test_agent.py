@@ -381,6 +381,9 @@ def test_status_says_what_is_wrong(run: Run) -> None:
             shown = await status(agent, health, OWN)
             assert shown["problems"] == {}
             assert shown["guard"] == "standing"
+            world.store.set_available(False)
+            assert "switched off" in (await status(agent, health, OWN))["problems"]["etcd"]
+            assert health.is_ready, "traffic goes on"
 
     run(work)
 

@@ -7,7 +7,7 @@ import pytest
 from tests.endpoint_sync.world import KEYS, Object, World, match, namespace, pod, policy
 from tests.policy_sync.reference import Compiled, Packet
 
-from tidegate.records import IdentityKeys, PeerShard, Rules, Subject
+from tidegate.records import IdentityKeys, PeerShard, Problem, Rules, Subject, encode
 from tidegate.runtime import metrics
 from tidegate.store import Delete, Put
 
@@ -319,6 +319,117 @@ async def test_a_policy_gone_bad_keeps_its_previous_state(world: World, bad: Obj
     await world.settle()
     assert world.problems() == {}
     assert world.records(Subject)[database,] != before
+
+
+@pytest.mark.parametrize("bad", BAD.values(), ids=BAD.keys())
+async def test_a_policy_gone_bad_keeps_its_previous_state_over_restarts(bad: Object) -> None:
+    world = World()
+    world.put(namespace("shop"), *map(web, (1, 2)), pod("shop/db", "10.0.0.9", {"app": "db"}), DB_FOR_WEB)
+    async with world.running():
+        world.put(bad)
+        await world.settle()
+        before, problems = world.values(), world.problems()
+        assert "previous state" in problems["NetworkPolicy shop/p"]
+    for _ in range(2):
+        async with world.running():
+            assert world.values() == before
+            assert reaches(world, "shop/web-1", 80)
+            assert not reaches(world, "shop/web-1", 81)
+            world.put(pod("shop/stranger", "10.0.4.1", {"app": "stranger"}))
+            await world.settle()
+            assert not reaches(world, "shop/stranger", 80)
+            world.delete("Pod", "shop", "stranger")
+            await world.settle()
+            before = world.values()
+    async with world.running():
+        world.put(policy("shop/p", DB, ingress=[{}]))
+        await world.settle()
+        assert world.problems() == {}
+        assert reaches(world, "shop/web-1", 81)
+
+
+async def test_a_policy_that_went_and_came_back_bad_has_no_previous_state() -> None:
+    world = World()
+    world.put(namespace("shop"), web(1), pod("shop/db", "10.0.0.9", {"app": "db"}), DB_FOR_WEB)
+    async with world.running():
+        world.put(BAD["port"])
+        await world.settle()
+    async with world.running():
+        world.delete("NetworkPolicy", "shop", "p")
+        await world.settle()
+        assert reaches(world, "shop/web-1", 81)
+        world.put(BAD["port"])
+        await world.settle()
+        assert not reaches(world, "shop/web-1", 80)
+
+
+async def test_a_last_good_state_that_cannot_be_read_closes() -> None:
+    world = World()
+    world.put(namespace("shop"), web(1), pod("shop/db", "10.0.0.9", {"app": "db"}), DB_FOR_WEB)
+    async with world.running():
+        world.put(BAD["port"])
+        await world.settle()
+    problem = Problem(reason="r", last_good="{")
+    world.store.put_now([Put(KEYS.problem("policy-sync", "NetworkPolicy", "shop", "p"), encode(problem))])
+    async with world.running():
+        assert not reaches(world, "shop/web-1", 80)
+        assert "isolated" in world.problems()["NetworkPolicy shop/p"]
+
+
+# Policies too large
+
+
+def ports(numbers: range) -> list[Object]:
+    return [{"ports": [{"port": number} for number in numbers]}]
+
+
+async def test_a_policy_of_too_many_ports_is_refused_alone(world: World) -> None:
+    world.put(policy("shop/p", DB, ingress=ports(range(1, 60_000))), policy("shop/q", WEB, egress=ports(range(1, 9))))
+    await world.settle()
+    assert list(world.problems()) == ["NetworkPolicy shop/p"]
+    assert "8192 are possible" in world.problems()["NetworkPolicy shop/p"]
+    assert not reaches(world, "shop/web-1", 80), "by the other policy"
+    world.delete("NetworkPolicy", "shop", "q")
+    await world.settle()
+    assert reaches(world, "shop/web-1", 80), "as before"
+    assert not reaches(world, "shop/web-1", 81)
+
+
+async def test_policies_too_large_together_cost_those_that_they_select(world: World) -> None:
+    before = world.records(Subject)
+    for index in range(4):
+        start = 1 + index * 8000
+        world.put(policy(f"shop/large-{index}", DB, ingress=ports(range(start, start + 8000))))
+    await world.settle()
+    identity = world.identity_of("shop", "db")
+    assert list(world.problems()) == [f"Identity shop/{identity}"]
+    assert "what held before stays" in world.problems()[f"Identity shop/{identity}"]
+    world.put(policy("shop/out", WEB, policyTypes=["Egress"]))
+    await world.settle()
+    assert not reaches(world, "shop/web-1", 80), "others go on"
+    for name in ("out", *(f"large-{index}" for index in range(4))):
+        world.delete("NetworkPolicy", "shop", name)
+        await world.settle()
+    assert world.problems() == {}
+    assert world.records(Subject) == before
+
+
+async def test_an_identity_that_goes_takes_its_problem_along() -> None:
+    world = World()
+    world.grace = 0.0
+    for index in range(4):
+        start = 1 + index * 8000
+        world.put(policy(f"shop/large-{index}", ingress=ports(range(start, start + 8000))))
+    world.put(namespace("shop"), web(1))
+    async with world.running():
+        identity = world.identity_of("shop", "web-1")
+        assert list(world.problems()) == [f"Identity shop/{identity}"]
+        assert (str(identity),) not in world.records(Subject), "a new one is closed"
+        world.delete("Pod", "shop", "web-1")
+        await world.settle()
+        world.endpoint_sync.collect()
+        await world.settle()
+        assert world.problems() == {}
 
 
 @pytest.mark.parametrize("kind", BAD)

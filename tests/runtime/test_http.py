@@ -39,6 +39,17 @@ async def test_ready_once_every_component_is() -> None:
         assert health.report() == {"store": "ready", "kernel": "ready"}
 
 
+def test_what_is_asked_each_time() -> None:
+    health = Health("store")
+    health.ready("store")
+    troubles: list[str] = []
+    health.probe("etcd", lambda: next(iter(troubles), None))
+    assert health.is_ready
+    troubles.append("no answer")
+    assert not health.is_ready
+    assert health.report() == {"store": "ready", "etcd": "no answer"}
+
+
 async def test_metrics_carry_the_prefix_and_the_process() -> None:
     metrics.counter("test_things", "Things.", ("kind",)).labels("x").inc(3)
     metrics.gauge("test_size", "Size.", unit="bytes").set(7)

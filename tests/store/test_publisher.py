@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from tidegate.records import Keyspace, Node, Problem, Subject, Synced, decode
+from tidegate.records import Keyspace, Node, Problem, Subject, Synced, decode, encode
 from tidegate.runtime.http import Health
 from tidegate.store import Put, Store, UnavailableError
 from tidegate.store.etcd import EtcdStore
@@ -77,6 +77,55 @@ async def test_a_problem_is_stored_while_it_lasts() -> None:
         publisher.problem("Pod", "ns", "p", None)
         publisher.changed()
         await until(store, lambda values: key not in values)
+
+
+async def test_a_record_that_no_transaction_holds_costs_itself_alone() -> None:
+    store = MemoryStore()
+    publisher = publisher_for(store)
+    large = Node(zone="z" * 1_000_000)
+    async with running(publisher):
+        publisher.put(KEYS.node("a"), Node(zone="1"))
+        publisher.changed()
+        await until(store, has(KEYS.node("a")))
+        publisher.put(KEYS.node("a"), large)
+        publisher.put(KEYS.node("b"), large)
+        publisher.put(KEYS.node("c"), Node(zone="2"))
+        publisher.changed()
+        values = await until(store, has(KEYS.node("c")))
+        assert decode(Node, values[KEYS.node("a")]).zone == "1", "its previous state stays"
+        assert KEYS.node("b") not in values
+        assert "at most" in decode(Problem, values[KEYS.problem("w", "nodes", "", "a")]).reason
+        publisher.put(KEYS.node("a"), Node(zone="3"))
+        publisher.put(KEYS.node("b"), None)
+        publisher.changed()
+        values = await until(store, lambda values: KEYS.problem("w", "nodes", "", "b") not in values)
+        assert decode(Node, values[KEYS.node("a")]).zone == "3"
+        assert not any("meta/problems" in key for key in values)
+
+
+async def test_a_record_too_large_from_the_start_leaves_the_stored_one() -> None:
+    store = MemoryStore()
+    store.put_now([Put(KEYS.node("a"), encode(Node(zone="1")))])
+    publisher = publisher_for(store)
+    await publisher.writer.load()
+    async with running(publisher):
+        publisher.put(KEYS.node("a"), Node(zone="z" * 1_000_000))
+        publisher.changed()
+        values = await until(store, has(KEYS.synced("w")))
+        assert decode(Node, values[KEYS.node("a")]).zone == "1"
+
+
+async def test_who_waits_to_lead_is_ready_once_it_knows_everything() -> None:
+    store = MemoryStore()
+    first, second = publisher_for(store, "nodes"), publisher_for(store, "nodes")
+    async with running(first, "one"):
+        first.listed("nodes")
+        await until(store, has(KEYS.synced("w")))
+        assert first.health.is_ready
+        async with running(second, "two"):
+            assert not second.health.is_ready
+            second.listed("nodes")
+            assert second.health.is_ready
 
 
 async def test_an_idle_leader_notices_that_etcd_was_restored(

@@ -106,6 +106,7 @@ class Problem(Record, frozen=True, kw_only=True):
     kind: ClassVar[str] = "problem"
 
     reason: str = ""
+    last_good: str = ""  # the state that stays in force, as JSON in a form of the writer's own: for its next start
 
 
 class Node(Record, frozen=True, kw_only=True):

@@ -2,7 +2,7 @@
 
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,8 @@ from tidegate.runtime.errors import SettingsError
 from tidegate.runtime.logging import get_logger
 
 log = get_logger()
+
+READY = "ready"
 
 
 class Health:
@@ -28,6 +30,7 @@ class Health:
 
     def __init__(self, *components: str) -> None:
         self._trouble: dict[str, str | None] = dict.fromkeys(components, "starting")
+        self._probes: dict[str, Callable[[], str | None]] = {}
 
     def ready(self, component: str) -> None:
         self._trouble[component] = None
@@ -36,13 +39,18 @@ class Health:
         """`reason` is for people: what is missing."""
         self._trouble[component] = reason
 
+    def probe(self, component: str, trouble: Callable[[], str | None]) -> None:
+        """`trouble` is asked each time: what is missing, None for nothing."""
+        self._probes[component] = trouble
+
     @property
     def is_ready(self) -> bool:
-        return all(trouble is None for trouble in self._trouble.values())
+        return all(answer == READY for answer in self.report().values())
 
     def report(self) -> dict[str, str]:
         """Component → "ready", or what is missing."""
-        return {name: "ready" if trouble is None else trouble for name, trouble in self._trouble.items()}
+        troubles = {**self._trouble, **{name: trouble() for name, trouble in self._probes.items()}}
+        return {name: READY if trouble is None else trouble for name, trouble in troubles.items()}
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from tidegate.runtime.logging import get_logger
 from tidegate.store.election import lead
 from tidegate.store.marked import made
 from tidegate.store.protocol import Delete, Fence, Snapshot, Store
-from tidegate.store.writer import Writer
+from tidegate.store.writer import MAX_BYTES, Writer
 
 LEADER = metrics.gauge("leader", "1 while this process is the writer.", ("writer",))
 WRITES = metrics.counter("store_writes", "Keys written to or deleted from the store.", ("writer",))
@@ -46,13 +46,15 @@ class Publisher:
         self.name = name
         self.keys = keys
         self._store = store
-        self._health = health
+        self.health = health
         self._waiting = set(sources)
         self._changed = asyncio.Event()
         self._reload = False
         self._synced = Synced()
         self._since: float | None = None
         self._problems: dict[tuple[str, str, str], str] = {}
+        self._too_large: set[str] = set()
+        self._leading = False
         self.make_synced: Callable[[Synced], Synced] = lambda synced: synced
         self._marks = (keys.synced(name), *marks)
         by_prefix = {keys.prefix + prefix: rank for prefix, rank in ranks.items()}
@@ -61,8 +63,27 @@ class Publisher:
         self.writer = Writer(store, by_prefix, lambda key: _rank(by_prefix, key), keys.last_write(name))
 
     def put(self, key: str, record: Record | None) -> None:
-        """`record` is to lie under `key`; None: nothing."""
-        self.writer.want(key, None if record is None else encode(record))
+        """`record` is to lie under `key`; None: nothing.
+
+        One that no transaction holds is a problem of its own, and what lies there stays.
+        """
+        value = None if record is None else encode(record)
+        size = len(key) + len(value or b"")
+        if size > MAX_BYTES:
+            self._too_large.add(key)
+            self.problem(*self._words(key), f"its record has {size} bytes, and at most {MAX_BYTES} can be written")
+            if key not in self.writer.wanted:
+                self.keep(key)
+            return
+        if key in self._too_large:
+            self._too_large.discard(key)
+            self.problem(*self._words(key), None)
+        self.writer.want(key, value)
+
+    def _words(self, key: str) -> tuple[str, str, str]:
+        """The key of a record as kind, namespace and name of a problem."""
+        kind, *where = key.removeprefix(self.keys.prefix).split("/")
+        return kind, where[0] if len(where) > 1 else "", "-".join(where[1:] or where)
 
     def keep(self, key: str) -> None:
         """What lies under `key` is to stay as it is."""
@@ -70,8 +91,11 @@ class Publisher:
         if value is not None:
             self.writer.want(key, value)
 
-    def problem(self, kind: str, namespace: str, name: str, reason: str | None) -> None:
-        """The object cannot be understood (reason), or can again (None). Logged once, shown by `tidegate status`."""
+    def problem(self, kind: str, namespace: str, name: str, reason: str | None, last_good: str = "") -> None:
+        """The object cannot be understood (reason), or can again (None). Logged once, shown by `tidegate status`.
+
+        `last_good` is for whoever writes here after a restart (records.Problem).
+        """
         known = self._problems.get((kind, namespace, name))
         if reason == known:
             return
@@ -81,12 +105,15 @@ class Publisher:
             self._problems[kind, namespace, name] = reason
             get_logger().warning("object not understood", kind=kind, namespace=namespace, name=name, reason=reason)
         key = self.keys.problem(self.name, kind, namespace, name)
-        self.put(key, None if reason is None else Problem(reason=reason[:1000]))
+        kept = last_good if len(last_good) <= MAX_BYTES // 2 else ""
+        self.put(key, None if reason is None else Problem(reason=reason[:1000], last_good=kept))
         PROBLEMS.labels(self.name, kind).set(sum(1 for known_kind, _, _ in self._problems if known_kind == kind))
 
     def listed(self, source: str) -> None:
         """All of `source` has been read once."""
         self._waiting.discard(source)
+        if self.complete and not self._leading:
+            self.health.ready("store")  # to take over; who leads is ready when all is written
         self.changed()
 
     def after(self, source: str) -> Callable[[bool], None]:
@@ -126,17 +153,19 @@ class Publisher:
 
     async def _lead(self, fence: Fence) -> None:
         LEADER.labels(self.name).set(1)
+        self._leading = True
         try:
             await self._load(fence)
             while True:
                 self._changed.clear()
                 if self.complete:
                     await self._flush(fence)
-                    self._health.ready("store")
+                    self.health.ready("store")
                 else:
-                    self._health.not_ready("store", f"not listed yet: {', '.join(sorted(self._waiting))}")
+                    self.health.not_ready("store", f"not listed yet: {', '.join(sorted(self._waiting))}")
                 await self._changed.wait()
         finally:
+            self._leading = False
             LEADER.labels(self.name).set(0)
 
     async def _load(self, fence: Fence) -> None:

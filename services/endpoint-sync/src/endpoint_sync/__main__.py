@@ -28,6 +28,7 @@ def main(common: CommonSettings, kubeconfig: Path | None, lease: int, identity_g
     async def work(_: Stop) -> None:
         health = Health("store")
         store = EtcdStore(common)
+        health.probe("etcd", lambda: store.trouble)
         async with serve(health, listen=common.listen, unix_socket=common.http_socket):
             try:
                 async with await KubeClient.load(kubeconfig) as api:

@@ -213,7 +213,6 @@ class Agent:
         self._refused = {index: reason for index, reason in self._refused.items() if index in devices}
         missing = set(self._settings.uplinks) - set(devices.values())
         reasons = [*(f"no device {name}" for name in sorted(missing)), *self._refused.values()]
-        reasons += self.upkeep.problems.values()
         if reasons:
             self._health.not_ready("programs", "; ".join(reasons))
         else:
@@ -304,9 +303,10 @@ class Agent:
 
     @property
     def host_problems(self) -> dict[str, str]:
-        """Guard, route, or port for health checks → why it is not there."""
+        """Guard, route, or port for health checks → why it is not there; etcd → why it cannot be followed."""
         ports = {f"health checks on port {port}": reason for port, reason in self._checks.problems.items()}
-        return {**self.upkeep.problems, **self._routes.problems, **ports}
+        etcd = {"etcd": self._store.trouble} if self._store.trouble else {}
+        return {**etcd, **self.upkeep.problems, **self._routes.problems, **ports}
 
 
 def write_whereabouts(settings: NodeSettings, cluster: str, etcd: tuple[str, ...], version: str) -> None:

@@ -1,7 +1,9 @@
 """A NetworkPolicy (networking.k8s.io/v1) in the form that rules are made of. Pure."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from policy_sync.portblocks import blocks
 from policy_sync.selectors import PeerSelector, PolicyError, Selector, selector
 from tidegate.kube import objects
 from tidegate.records import Protocol
@@ -9,6 +11,9 @@ from tidegate.records import Protocol
 PROTOCOLS = {"TCP": Protocol.TCP, "UDP": Protocol.UDP, "SCTP": Protocol.SCTP}
 
 ALL = Selector()
+
+# Blocks of ports in one policy: a node's map holds 65,536 rules (MAPS in bpf/include/maps.h), a record about 20,000.
+MAX_BLOCKS = 8192
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +88,7 @@ def compile_policy(source: objects.NetworkPolicy) -> Policy:
         PolicyRule(_peers(rule.to, namespace, f"egress[{i}].to", unsupported), _ports(rule.ports, f"egress[{i}]"))
         for i, rule in enumerate(spec.egress or ())
     ]
+    _check_size((*ingress, *egress))
     return Policy(
         namespace=namespace,
         name=source.metadata.name,
@@ -91,6 +97,12 @@ def compile_policy(source: objects.NetworkPolicy) -> Policy:
         egress=tuple(egress) if "Egress" in types else None,
         unsupported="; ".join(unsupported),
     )
+
+
+def _check_size(rules: Sequence[PolicyRule]) -> None:
+    count = sum(len(blocks(port.low, port.high)) for rule in rules for port in rule.ports or ())
+    if count > MAX_BLOCKS:
+        raise PolicyError(f"spec: its ports make {count} blocks, at most {MAX_BLOCKS} are possible: use fewer ranges")
 
 
 def closed_policy(source: objects.NetworkPolicy) -> Policy | None:

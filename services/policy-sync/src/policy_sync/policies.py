@@ -1,5 +1,9 @@
 """The policies there are: understood, refused, or waiting for identities to carry what they select on."""
 
+from collections.abc import Mapping
+
+import msgspec
+
 from policy_sync.compile import Policy, closed_policy, compile_policy
 from policy_sync.selectors import PolicyError
 from policy_sync.subjects import Subjects
@@ -8,6 +12,7 @@ from tidegate.kube.track import Key
 from tidegate.kube.watch import Invalid
 from tidegate.records import IdentityKeys
 from tidegate.records.labels import HIGH_CARDINALITY
+from tidegate.runtime.logging import get_logger
 from tidegate.store.publisher import Publisher
 
 KIND = "NetworkPolicy"
@@ -22,14 +27,20 @@ class Policies:
         self._wanted: dict[Key, Policy] = {}
         self._waiting: set[Key] = set()
         self._good: set[Key] = set()
+        self._stored: dict[Key, Policy] = {}  # last good states of those that were bad when the last run ended
         self._asked = IdentityKeys()
         self._answered = IdentityKeys()
         self._ready = False
 
-    def load(self, asked: IdentityKeys | None) -> None:
-        """What was asked of endpoint-sync before."""
+    def load(self, asked: IdentityKeys | None, last_good: Mapping[Key, str]) -> None:
+        """What was asked of endpoint-sync before, and which states were in force for policies not understood."""
         if asked is not None:
             self._asked = asked
+        for key, raw in last_good.items():
+            try:
+                self._stored[key] = msgspec.json.decode(raw, type=Policy)
+            except msgspec.DecodeError as error:
+                get_logger().warning("last good state of a policy not understood", policy=key, reason=str(error))
 
     def changed(self, item: objects.NetworkPolicy) -> None:
         try:
@@ -39,10 +50,12 @@ class Policies:
             return
         self._publisher.problem(KIND, *item.key, policy.unsupported or None)
         self._good.add(item.key)
+        self._stored.pop(item.key, None)
         self._set(item.key, policy)
 
     def deleted(self, key: Key) -> None:
         self._publisher.problem(KIND, *key, None)
+        self._stored.pop(key, None)
         self._good.discard(key)
         self._waiting.discard(key)
         if self._wanted.pop(key, None) is not None:
@@ -53,8 +66,12 @@ class Policies:
         self._refuse((item.namespace, item.name), item.reason, None)
 
     def _refuse(self, key: Key, reason: str, closed: Policy | None) -> None:
+        if key in self._stored:
+            self._good.add(key)
+            self._set(key, self._stored.pop(key))
         if key in self._good:
-            self._publisher.problem(KIND, *key, f"{reason}; its previous state stays in force")
+            last_good = msgspec.json.encode(self._wanted[key]).decode()
+            self._publisher.problem(KIND, *key, f"{reason}; its previous state stays in force", last_good)
         elif closed is not None or key in self._wanted:
             # Also where it can be read even less than before: what is closed stays closed.
             self._publisher.problem(

@@ -7,11 +7,13 @@ from policy_sync.compile import ALL, Policy, PolicyRule, Ports
 from policy_sync.portblocks import blocks
 from policy_sync.selectors import PeerSelector, SetSpec
 from policy_sync.sets import Directory, Sets
-from tidegate.records import ANY_SET, MAX_SETS_PER_RULE, Direction, Identity, Protocol, Rule, Rules, Subject
+from tidegate.records import ANY_SET, MAX_SETS_PER_RULE, Direction, Identity, Protocol, Rule, Rules, Subject, encode
 from tidegate.records.ids import Numbering, rules_content
 from tidegate.store.publisher import Publisher
+from tidegate.store.writer import MAX_BYTES
 
 Key = tuple[str, str]
+KIND = "Identity"
 EVERY_POD = PeerSelector("", ALL, ALL)
 # Where a rule applies: direction, protocol, port, prefix length.
 Slot = tuple[int, int, int, int]
@@ -39,6 +41,7 @@ class Subjects:
         self._compiled: dict[int, _Compiled] = {}  # by number of the rules
         self._of_identity: dict[int, int] = {}  # → number of its rules
         self._selected: dict[Key, set[int]] = {}  # policy → identities
+        self._too_large: set[int] = set()  # identities whose rules no record holds
         self._egress_names: set[Key] = set()  # policies with port names in egress: they look at their peers' ports
 
     def load(self, contents: Iterable[bytes]) -> None:
@@ -80,6 +83,7 @@ class Subjects:
         for key in self._of_namespace.get(identity.namespace, ()):
             self._selected[key].discard(number)
         self._assign(number, None)
+        self._clear(number, identity)
         if identity.ports:
             self._ports_changed()
 
@@ -97,7 +101,27 @@ class Subjects:
         selecting = sorted(
             key for key in self._of_namespace.get(identity.namespace, ()) if number in self._selected[key]
         )
-        self._assign(number, self._rules([self._policies[key] for key in selecting], identity))
+        wanted = self._rules([self._policies[key] for key in selecting], identity)
+        if self._fits(number, identity, wanted.rules):
+            self._assign(number, wanted)
+
+    def _fits(self, number: int, identity: Identity, rules: Rules) -> bool:
+        """Whether the record can be written; where it cannot, what held for the identity before stays."""
+        size = _most_bytes(rules)
+        if size > MAX_BYTES:
+            size = len(encode(rules))
+        if size <= MAX_BYTES:
+            self._clear(number, identity)
+            return True
+        reason = f"{len(rules.policies)} policies make rules of {size} bytes for it, at most {MAX_BYTES} can be written"
+        self._too_large.add(number)
+        self._publisher.problem(KIND, identity.namespace, str(number), f"{reason}; what held before stays in force")
+        return False
+
+    def _clear(self, number: int, identity: Identity) -> None:
+        if number in self._too_large:
+            self._too_large.discard(number)
+            self._publisher.problem(KIND, identity.namespace, str(number), None)
 
     def _assign(self, number: int, wanted: "_Wanted | None") -> None:
         before = self._of_identity.pop(number, None)
@@ -197,6 +221,11 @@ class Subjects:
 class _Wanted:
     rules: Rules
     specs: tuple[SetSpec, ...]
+
+
+def _most_bytes(rules: Rules) -> int:
+    """More than the record has, and cheaper to know: 90 for a rule with all its sets, a name and what goes with it."""
+    return 100 + 90 * len(rules.rules) + sum(len(name) + 3 for name in rules.policies)
 
 
 def _slots(direction: Direction, port: Ports | None) -> list[Slot]:

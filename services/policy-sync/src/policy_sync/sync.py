@@ -16,6 +16,7 @@ from tidegate.records import (
     IdentityKeys,
     Keyspace,
     PeerSet,
+    Problem,
     Record,
     RecordError,
     Rules,
@@ -83,6 +84,7 @@ class PolicySync:
         await self.publisher.writer.load()
         asked = None
         texts, contents = [], []
+        last_good: dict[Key, str] = {}
         for key, value in self.publisher.writer.stored.items():
             parsed = self._keys.parse(key)
             if parsed is None:
@@ -95,9 +97,13 @@ class PolicySync:
                 contents += [rules_content(rules)] if rules else []
             elif parsed.kind is IdentityKeys:
                 asked = read(IdentityKeys, key, value)
+            elif parsed.kind is Problem and parsed.name[1] == NETWORK_POLICIES.kind:
+                problem = read(Problem, key, value)
+                if problem is not None and problem.last_good:
+                    last_good[parsed.name[2], parsed.name[3]] = problem.last_good
         self._sets.load(texts)
         self._subjects.load(contents)
-        self._policies.load(asked)
+        self._policies.load(asked, last_good)
 
     async def run(self, holder: str, ttl: int) -> None:
         """Never returns."""
