@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from playground.apiserver.kinds import CONFIG_MAP
+from playground.apiserver.kinds import CONFIG_MAP, StatusError
 from playground.apiserver.patch import json_patch, merge, strategic
 from playground.apiserver.routes import Server, serve
 from playground.apiserver.selectors import label_selector
@@ -227,6 +227,16 @@ def test_a_journal_brings_the_objects_back(tmp_path: Path) -> None:
     second = Storage(journal=journal)
     assert [item["metadata"]["name"] for item in second.all(CONFIG_MAP)] == ["b"]
     assert second.version > first.version
+    third = Storage(journal=journal)
+    assert third.version > second.version, "also where nothing was written in between"
+
+
+def test_a_watch_from_a_version_that_was_never_given_is_told_to_list() -> None:
+    storage = Storage()
+    storage.put(CONFIG_MAP, {"metadata": {"name": "a", "namespace": "n"}})
+    assert list(storage.events_after(storage.version)) == []
+    with pytest.raises(StatusError, match="too old"):
+        storage.events_after(storage.version + 1)
 
 
 @pytest.mark.parametrize(

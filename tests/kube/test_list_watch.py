@@ -49,6 +49,12 @@ async def test_a_list_comes_in_pages_and_the_watch_begins_at_its_end(server: Ser
     assert server.queries[2]["allowWatchBookmarks"] == "true"
 
 
+@pytest.mark.parametrize("body", ["{}", '{"metadata": {}, "items": []}', '{"error": "try later"}', "[]", "<html>"])
+async def test_what_is_no_list_is_not_taken_for_an_empty_one(server: Server, client: KubeClient, body: str) -> None:
+    server.lists += [web.Response(text=body, content_type="application/json"), listing(pod("a"))]
+    assert told(await take(client, 1)) == ["listed a"]
+
+
 @pytest.mark.parametrize("cut", [0, 1, 60, 150])
 async def test_cut_anywhere_it_goes_on_after_the_last_event(server: Server, client: KubeClient, cut: int) -> None:
     events = [event("ADDED", pod(name, version)) for version, name in enumerate("bcd", 2)]

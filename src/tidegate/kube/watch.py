@@ -173,7 +173,10 @@ async def _list(api: Api, resource: Resource[T], decode: _Decoder[T]) -> tuple[L
                 page = _DECODE_LIST.decode(raw)
             except msgspec.DecodeError as error:
                 raise Unreachable(f"{resource.path}: no list of objects: {error}") from error
+            # What is taken for an empty list empties the cluster: a JSON answer of something in between is none.
             version = page.metadata.resource_version
+            if not version:
+                raise Unreachable(f"{resource.path}: no list of objects: it has no resourceVersion")
             for item in page.items or ():
                 decoded = decode(item)
                 if isinstance(decoded, Invalid):

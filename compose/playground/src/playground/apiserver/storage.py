@@ -41,16 +41,20 @@ class Storage:
                 entry = json.loads(line)
             except json.JSONDecodeError:
                 break  # the last line of a server that was killed while it wrote
+            self.version = max(self.version, entry["version"])
+            if "kind" not in entry:
+                continue
             known = self._objects[kinds[entry["kind"]]]
             if entry["object"] is None:
                 known.pop(tuple(entry["key"]), None)
             else:
                 known[tuple(entry["key"])] = entry["object"]
-            self.version = max(self.version, entry["version"])
         # Watchers from before have to list again.
         self._oldest = self.version = self.version + 1
         fresh = journal.with_suffix(".new")
         with fresh.open("w") as file:
+            # Versions must go on rising, also past those of objects that are gone.
+            file.write(json.dumps({"version": self.version}) + "\n")
             for kind, objects in self._objects.items():
                 for key, item in objects.items():
                     file.write(self._line(kind, key, item, int(item["metadata"]["resourceVersion"])))
@@ -109,8 +113,8 @@ class Storage:
         self._change = asyncio.Event()
 
     def events_after(self, version: int) -> Iterator[Event]:
-        """Raises StatusError (410) where the history does not reach back that far."""
-        if version < self._oldest:
+        """Raises StatusError (410) where the history does not reach back that far, or to a version of the future."""
+        if not self._oldest <= version <= self.version:
             raise expired()
         newest_first = []
         for event in reversed(self._events):
