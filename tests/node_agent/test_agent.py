@@ -130,6 +130,10 @@ def run(network: Network, loaded: Loaded, cgroup: Path) -> Run:
     return start
 
 
+def frontend(world: World, address: str) -> bool:
+    return world.loaded.maps["frontends"].get({"addr": address, "port": 80, "protocol": 6}) is not None
+
+
 def pods(first: int, count: int) -> Values:
     return {k: v for n in range(first, first + count) for k, v in pod(f"p{n}", DB, f"10.202.3.{n}", node="n2").items()}
 
@@ -289,6 +293,28 @@ def test_a_full_map_is_reported_and_recovers(run: Run) -> None:
             world.store.put_now([Delete(pod_key(f"p{n}")) for n in range(size // 2)])
             await until("room", lambda: not agent.full and agent.tables.pending == 0)
             assert [world.identity(f"10.202.3.{n}") for n in range(size // 2, size)] == [DB] * (size - size // 2)
+
+    run(work)
+
+
+def test_while_a_map_is_full_changes_go_on_at_once(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also in that map, where they need no room."""
+    # Nothing is tried again by itself, and nobody looks after anything.
+    monkeypatch.setattr("node_agent.agent.Backoff.next", lambda _: 3600.0)
+    monkeypatch.setattr("node_agent.agent.CHECK", 3600.0)
+
+    async def work(world: World) -> None:
+        size = SIZES["endpoints"]
+        last = "10.202.3.250"
+        world.store.put_now(puts({**MARKS, **RECORDS, **pod("last", DB, last, node="n2")}))
+        async with world.agent() as (agent, health):
+            await world.settled(agent, health)
+            world.store.put_now(puts(pods(0, size)))
+            await until("the report", lambda: "endpoints" in agent.full)
+            world.store.put_now(puts({**pod("last", WEB, last, node="n2"), **service("new", "10.96.0.9", http=80)}))
+            await until("the service", lambda: frontend(world, "10.96.0.9"))
+            await until("the other identity", lambda: world.identity(last) == WEB)
+            assert "endpoints" in agent.full
 
     run(work)
 

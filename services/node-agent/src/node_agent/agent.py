@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -195,8 +195,10 @@ class Agent:
                 if self._complete:
                     self._health.ready("snapshot")
             if self._full:
-                # There may be room again after a while; what is not there yet stays wanted.
-                await asyncio.sleep(backoff.next())
+                # There may be room again after a while, or with a change; what is not there yet stays wanted.
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(backoff.next()):
+                        await self._changed.wait()
             else:
                 backoff.reset()
                 await self._changed.wait()
@@ -244,7 +246,7 @@ class Agent:
     async def _write(self) -> None:
         self._want_host()
         steps = self.tables.plan()
-        self._full = {}
+        before, self._full = self._full, {}
         outdated: set[str] = set()  # maps with entries that should be others, or gone, and are not
         for step in steps:
             # Nothing may lead to an entry that found no room, and nothing goes that may still be led to.
@@ -255,6 +257,8 @@ class Agent:
             # What cannot be done now is tried again later.
             if (hindered or not await self._carry_out(step)) and self.tables.outdated(step):
                 outdated.add(step.map)
+        for name in self._full.keys() - before.keys():
+            log.warning("map full", map=name, reason=self._full[name])
         if any(step.map in POLICY for step in steps):
             await self.in_worker(self._raise_generation)
         lost, fallen = self._watch.take_losses()
@@ -275,7 +279,6 @@ class Agent:
         if len(puts) == len(step.puts):
             return True
         self._full[step.map] = f"map {step.map}: full, it holds {self.maps[step.map].max_entries} entries"
-        log.warning("map full", map=step.map, left=len(step.puts) - len(puts), reason=self._full[step.map])
         return False
 
     def _step(self, step: Step) -> int:

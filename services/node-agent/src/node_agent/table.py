@@ -88,7 +88,9 @@ class Tables:
         steps = []
         for name in ORDER:
             want = self._want[name]
-            puts = tuple((key, want[key]) for key in sorted(self._dirty[name]) if key in want)
+            # What replaces an entry needs no room: first, as all that follows what finds none is left undone.
+            due = sorted((key not in self._have[name], key) for key in self._dirty[name] if key in want)
+            puts = tuple((key, want[key]) for _, key in due)
             if puts:
                 steps.append(Step(name, puts=puts))
         for name in reversed(ORDER):
