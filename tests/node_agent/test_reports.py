@@ -6,11 +6,13 @@ from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
+from click.testing import CliRunner
 from tests.bpf.kernel import Loaded
 from tests.leftovers import cgroup2
 from tests.node_agent.world import OWN
 
 from node_agent import machine
+from node_agent.__main__ import main
 from node_agent.loader import Field, Layout, Manifest, MapEntry
 from node_agent.monitor import DIRECTIONS, HOOKS, MONITOR_DROPS, MONITOR_VERDICTS, QUEUE, Listener, Monitor
 from tidegate.records.addresses import pack_address
@@ -59,6 +61,15 @@ def test_a_machine_that_has_everything(fitting: Path) -> None:
 def test_too_few_capabilities(fitting: Path, monkeypatch: pytest.MonkeyPatch, held: tuple[int, ...]) -> None:
     capabilities(monkeypatch, *held)
     assert complaint(fitting) == "the agent needs CAP_BPF and CAP_NET_ADMIN: run it as root, or give it both"
+
+
+def test_who_is_not_root_hears_of_that(fitting: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Not of the first directory that cannot be read."""
+    capabilities(monkeypatch)
+    monkeypatch.setattr(os, "access", lambda *_, **__: False)
+    (tmp_path / "cache").mkdir()
+    result = CliRunner().invoke(main, [f"--cgroup={fitting}", f"--cache={tmp_path}/cache", f"--bpffs={BPFFS}"])
+    assert (result.exit_code, "the agent needs CAP_BPF" in result.output) == (2, True)
 
 
 def test_the_older_capability_will_do(fitting: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """Talking to an API server: kubeconfig and authentication by kubernetes-asyncio, requests on a session of our own."""
 
+import os
 import ssl
 from collections.abc import AsyncGenerator
 from pathlib import Path
@@ -9,10 +10,12 @@ from typing import Any, Self
 import aiohttp
 import kubernetes_asyncio.config
 import msgspec
+import yaml
 from kubernetes_asyncio.client import Configuration
 from kubernetes_asyncio.config import ConfigException
 
 from tidegate.kube.watch import GoneError, Unreachable
+from tidegate.runtime.errors import SettingsError
 
 PAGE = 500  # objects, the size that client-go asks for
 CONNECT = 10.0  # seconds
@@ -50,17 +53,21 @@ class KubeClient:
     async def load(cls, kubeconfig: Path | None = None) -> Self:
         """From a kubeconfig (also $KUBECONFIG and ~/.kube/config), or inside a pod from its service account.
 
-        Raises FileNotFoundError or kubernetes_asyncio's ConfigException where there is neither.
+        Raises SettingsError where there is neither, or it cannot be understood.
         """
         configuration = Configuration()
         inside = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
-        if kubeconfig is None and inside.exists():
-            kubernetes_asyncio.config.load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
-        else:
-            await kubernetes_asyncio.config.load_kube_config(
-                config_file=str(kubeconfig) if kubeconfig else None, client_configuration=configuration
-            )
-        return cls(configuration)
+        where = str(kubeconfig or os.environ.get("KUBECONFIG") or "~/.kube/config")
+        try:
+            if kubeconfig is None and inside.exists():
+                where = str(inside.parent)
+                kubernetes_asyncio.config.load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
+            else:
+                _require_one(where)
+                await kubernetes_asyncio.config.load_kube_config(config_file=where, client_configuration=configuration)
+            return cls(configuration)
+        except (ConfigException, OSError, yaml.YAMLError, TypeError, ValueError) as error:
+            raise SettingsError(f"kubeconfig {where}: {error}") from error
 
     @property
     def server(self) -> str:
@@ -165,6 +172,11 @@ class KubeClient:
     async def delete(self, path: str, grace: int | None = None) -> None:
         """`grace` in seconds; None leaves it to the object."""
         await self.request("DELETE", path, query=None if grace is None else {"gracePeriodSeconds": str(grace)})
+
+
+def _require_one(where: str) -> None:
+    if not any(Path(path).expanduser().exists() for path in where.split(os.pathsep)):
+        raise SettingsError(f"kubeconfig {where}: there is none: name one with --kubeconfig or KUBECONFIG")
 
 
 class _Continued(msgspec.Struct):

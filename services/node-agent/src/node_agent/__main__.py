@@ -21,7 +21,8 @@ from tidegate.runtime.metrics import REGISTRY
 from tidegate.runtime.settings import CONTEXT_SETTINGS, CommonSettings, common_options
 from tidegate.store.etcd import EtcdStore
 
-_DIRECTORY = click.Path(path_type=Path, file_okay=False)
+# Whether they can be read is asked later: who is not root shall hear of that first.
+_DIRECTORY = click.Path(path_type=Path, file_okay=False, readable=False)
 
 
 @click.command(context_settings=CONTEXT_SETTINGS)

@@ -28,8 +28,8 @@ def _capabilities() -> str:
 
 
 def file_system(path: Path) -> int:
-    """The magic number of the file system that the path, or its nearest existing parent, lies in."""
-    while not path.exists():
+    """The magic number of the file system that the path, or its nearest parent that can be seen, lies in."""
+    while not os.path.exists(path):  # noqa: PTH110  # Path.exists raises where a directory may not be searched
         path = path.parent
     room = ctypes.create_string_buffer(256)
     if ctypes.CDLL(None, use_errno=True).statfs(os.fsencode(path), room) != 0:

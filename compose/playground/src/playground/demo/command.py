@@ -22,6 +22,7 @@ from tidegate.cli import agents
 
 PATIENCE = 60.0  # seconds for the shop to come up
 CONNECTIONS = 30  # to each ClusterIP
+INTERRUPTED = 130  # exit code, as shells have it for SIGINT
 
 
 class DemoError(Exception):
@@ -257,4 +258,7 @@ def demo() -> None:
         code = asyncio.run(Demo(Layout(), console).run())
     except (DemoError, CommandError) as error:
         raise click.ClickException(str(error)) from error
+    except KeyboardInterrupt:
+        click.echo("\nStopped. What is up stays up: make demo goes through it again, make demo-down ends it.", err=True)
+        sys.exit(INTERRUPTED)
     sys.exit(code)
