@@ -1,11 +1,11 @@
-# Two commands: `make demo` and `make test`. Each installs what it needs; run them as root on Debian 12 or later.
+# `make demo`, `make test`, `make bench`: each installs what it needs; run them as root on Debian 12 or later.
 
 PYTHON := /usr/bin/python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 SOURCES := src services compose tests
 
-.PHONY: demo demo-down test lint format lock clean
+.PHONY: demo demo-down test bench bench-quick lint format lock clean
 
 demo: $(VENV)/.installed
 	$(BIN)/tidegate demo
@@ -15,6 +15,14 @@ demo-down: $(VENV)/.installed
 
 test: $(VENV)/.installed
 	$(BIN)/pytest $(PYTEST_ARGS)
+
+# BENCH_ARGS="--only 'requests-*'" measures a part; `$(BIN)/python -m tests.bench page build/bench.json docs/performance.md`
+# writes the tables of a run into the page.
+bench: $(VENV)/.installed
+	$(BIN)/python -m tests.bench run --json build/bench.json $(BENCH_ARGS)
+
+bench-quick: $(VENV)/.installed
+	$(BIN)/python -m tests.bench run --size quick --json build/bench-quick.json $(BENCH_ARGS)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check $(SOURCES)

@@ -135,17 +135,17 @@ def outside_address() -> str:
     return either(*OUTSIDE)
 
 
-def build() -> Cluster:
+def build(label: str = "") -> Cluster:
     """n1 (172.31.0.11, fd00:31::11) with a and b, n2 (….12) with c and d; pods in 10.201.<node>.0/24 and
-    fd00:201:<node>::/64, as `ptp` lays them."""
-    segment = Namespace("seg")
+    fd00:201:<node>::/64, as `ptp` lays them. `label` is part of the namespaces' names, where there are several."""
+    segment = Namespace(f"{label}seg")
     segment.run("ip", "link", "add", "br0", "type", "bridge")
     segment.run("ip", "link", "set", "br0", "up")
-    outside = Namespace("out")
+    outside = Namespace(f"{label}out")
     _plug(segment, outside, "out", OUTSIDE)
     nodes = []
     for number, names in ((1, "ab"), (2, "cd")):
-        namespace = Namespace(f"n{number}")
+        namespace = Namespace(f"{label}n{number}")
         namespace.set("ipv4/ip_forward", "1")
         namespace.set("ipv6/conf/all/forwarding", "1")
         addresses = _node_addresses(number)
@@ -160,7 +160,7 @@ def build() -> Cluster:
         gateways = (f"10.201.{number}.1", f"fd00:201:{number}::1")
         for index, name in enumerate(names, 2):
             node.pods.append(
-                _add_pod(node, name, (f"10.201.{number}.{index}", f"fd00:201:{number}::{index}"), gateways)
+                _add_pod(node, name, label, (f"10.201.{number}.{index}", f"fd00:201:{number}::{index}"), gateways)
             )
         nodes.append(node)
     return Cluster(nodes, outside, segment)
@@ -182,8 +182,8 @@ def _plug(segment: Namespace, namespace: Namespace, port: str, addresses: tuple[
     namespace.run("ip", "link", "set", "eth0", "up")
 
 
-def _add_pod(node: Node, name: str, addresses: tuple[str, str], gateways: tuple[str, str]) -> Pod:
-    namespace = Namespace(name)
+def _add_pod(node: Node, name: str, label: str, addresses: tuple[str, str], gateways: tuple[str, str]) -> Pod:
+    namespace = Namespace(label + name)
     veth = f"veth{name}"
     host = node.namespace
     host.run("ip", "link", "add", veth, "type", "veth", "peer", "name", "eth0", "netns", namespace.name)

@@ -1,0 +1,77 @@
+"""What a measurement is and what comes of it: a list of named ones, each over a setting that several may share."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import msgspec
+
+S = TypeVar("S")
+
+Tick = Callable[[], None]  # to be called after each step of a measurement
+
+
+class Comparison(msgspec.Struct, frozen=True):
+    """`subject` ÷ `against`, names of series whose samples of equal index were taken next to each other."""
+
+    subject: str
+    against: str
+    goal: float | None = None  # at least
+
+
+class Result(msgspec.Struct, frozen=True):
+    """`series`: what was measured → its samples, in the order of time."""
+
+    name: str
+    what: str
+    unit: str
+    series: dict[str, tuple[float, ...]]
+    comparisons: tuple[Comparison, ...] = ()
+
+
+class Run(msgspec.Struct, frozen=True):
+    when: str  # ISO 8601, UTC
+    size: str
+    machine: dict[str, str]
+    results: tuple[Result, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How much of it: `services` present, `rounds` of all subjects in turn, each for `milliseconds`; of programs
+    `batches` of so many `repeats`."""
+
+    name: str
+    services: int
+    rounds: int
+    milliseconds: int
+    batches: int
+    repeats: int
+
+
+SIZES = {
+    size.name: size
+    for size in (
+        Size("smoke", services=20, rounds=1, milliseconds=10, batches=1, repeats=100),
+        Size("quick", services=10_000, rounds=12, milliseconds=200, batches=7, repeats=5000),
+        Size("full", services=10_000, rounds=60, milliseconds=300, batches=31, repeats=10_000),
+    )
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement(Generic[S]):
+    name: str
+    what: str
+    steps: Callable[[Size], int]  # how often it will tick
+    run: Callable[[S, Size, Tick], Result]
+
+
+@dataclass(frozen=True, slots=True)
+class Suite(Generic[S]):
+    """Measurements over one setting, which is built once and taken down afterwards."""
+
+    name: str
+    setting: Callable[[Size], AbstractContextManager[S]]
+    measurements: tuple[Measurement[S], ...]

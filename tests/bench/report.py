@@ -1,0 +1,84 @@
+"""Runs as tables: on the terminal, and in the generated parts of a page. Pure."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from tests.bench.model import Result, Run
+from tests.bench.stats import Estimate, estimate, ratio, verdict
+
+BEGIN, END = "<!-- bench: {} -->", "<!-- /bench -->"
+
+
+class Table(NamedTuple):
+    title: str
+    head: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+
+
+def tables(run: Run) -> dict[str, Table]:
+    """Name, as in the page's marks → table. Those without rows are left out."""
+    compared = [result for result in run.results if result.comparisons]
+    others = [result for result in run.results if not result.comparisons]
+    found = {
+        "ratios": Table("Ratios", ("", "", "ratio", "95 % interval", "goal", ""), list(_ratios(compared))),
+        "rates": _rates(compared),
+        "programs": _side_by_side(others),
+        "machine": Table("Machine", ("", ""), [*run.machine.items(), ("when", run.when), ("size", run.size)]),
+    }
+    return {name: table for name, table in found.items() if table.rows}
+
+
+def _ratios(results: Sequence[Result]) -> Iterator[tuple[str, ...]]:
+    for result in results:
+        for compared in result.comparisons:
+            found = ratio(result.series[compared.subject], result.series[compared.against])
+            goal = ("", "") if compared.goal is None else (f"≥ {compared.goal:g}", verdict(found, compared.goal))
+            interval = f"{found.low:.3f} … {found.high:.3f}"
+            yield result.name, f"{compared.subject} ÷ {compared.against}", f"{found.value:.3f}", interval, *goal
+
+
+def _rates(results: Sequence[Result]) -> Table:
+    subjects = list(dict.fromkeys(name for result in results for name in result.series))
+    rows = []
+    for result in results:
+        found = [estimate(result.series[name]) if name in result.series else None for name in subjects]
+        cells = ("" if value is None else f"{value.value:,.0f}" for value in found)
+        rows.append((result.name, f"{result.what}, {result.unit}", *cells))
+    return Table("Rates (medians)", ("", "", *subjects), rows)
+
+
+def _side_by_side(results: Sequence[Result]) -> Table:
+    """What was measured without comparing, one column a result."""
+    names = list(dict.fromkeys(name for result in results for name in result.series))
+    rows = [(name, *(_cell(result, name) for result in results)) for name in names]
+    units = ", ".join(dict.fromkeys(result.unit for result in results))
+    return Table(f"Medians ({units})", ("", *(result.what for result in results)), rows)
+
+
+def _cell(result: Result, name: str) -> str:
+    if name not in result.series:
+        return ""
+    found: Estimate = estimate(result.series[name])
+    return f"{found.value:,.0f} ({found.low:,.0f} … {found.high:,.0f})"
+
+
+def markdown(table: Table) -> str:
+    lines = ["| " + " | ".join(table.head) + " |", "|" + "---|" * len(table.head)]
+    lines += ["| " + " | ".join(row) + " |" for row in table.rows]
+    return "\n".join(lines)
+
+
+def fill_page(page: str, run: Run) -> str:
+    """The page with the run's tables between its marks; what the run has no table for stays as it is.
+
+    Raises ValueError where a mark has no end.
+    """
+    for name, table in tables(run).items():
+        begin = BEGIN.format(name)
+        if begin not in page:
+            continue
+        before, _, rest = page.partition(begin)
+        if END not in rest:
+            raise ValueError(f"no {END} after {begin}")
+        page = f"{before}{begin}\n{markdown(table)}\n{END}{rest.partition(END)[2]}"
+    return page

@@ -1,0 +1,46 @@
+"""All suites, and running those of their measurements that are asked for."""
+
+import fnmatch
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from tests.bench import programs, traffic
+from tests.bench.machine import describe
+from tests.bench.model import Measurement, Result, Run, Size, Suite, Tick
+from tests.bench.worlds import worlds
+
+SUITES: tuple[Suite[Any], ...] = (Suite("datapath", worlds, (*traffic.MEASUREMENTS, *programs.MEASUREMENTS)),)
+
+Began = Callable[[str, int], Tick]  # a stage with so many steps begins; returns what is to be called after each of them
+
+
+def names() -> list[str]:
+    return [measurement.name for suite in SUITES for measurement in suite.measurements]
+
+
+def chosen(suite: Suite[Any], patterns: Sequence[str]) -> list[Measurement[Any]]:
+    """Those whose names match one of the shell patterns; without patterns all of them."""
+    return [
+        measurement
+        for measurement in suite.measurements
+        if not patterns or any(fnmatch.fnmatch(measurement.name, pattern) for pattern in patterns)
+    ]
+
+
+def run(size: Size, patterns: Sequence[str], began: Began) -> Run:
+    """Raises what the settings and measurements raise: a run is complete or it is none."""
+    machine = describe()
+    results = [result for suite in SUITES for result in _results(suite, size, chosen(suite, patterns), began)]
+    when = datetime.now(UTC).isoformat(timespec="seconds")
+    return Run(when, size.name, machine, tuple(results))
+
+
+def _results(suite: Suite[Any], size: Size, measurements: Sequence[Measurement[Any]], began: Began) -> Iterator[Result]:
+    if not measurements:
+        return
+    ready = began(f"setting up: {suite.name}", 1)
+    with suite.setting(size) as setting:
+        ready()
+        for measurement in measurements:
+            yield measurement.run(setting, size, began(measurement.name, measurement.steps(size)))

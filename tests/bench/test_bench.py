@@ -1,0 +1,158 @@
+"""The bench measures what it says: its figures are made of many packets, and come out as tables. No speeds."""
+
+import dataclasses
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+from tests.bench import kubeproxy, programs, traffic
+from tests.bench.model import SIZES, Comparison, Measurement, Result, Run
+from tests.bench.population import Spec, fill
+from tests.bench.report import fill_page, markdown, tables
+from tests.bench.run import names
+from tests.bench.stats import Estimate, estimate, ratio, verdict
+from tests.bench.worlds import Worlds, worlds
+from tests.bpf.conftest import COMPILED
+from tests.bpf.kernel import Loaded
+
+SMOKE = SIZES["smoke"]
+
+
+@pytest.fixture(scope="module")
+def setting() -> Iterator[Worlds]:
+    with worlds(SMOKE, COMPILED) as built:
+        yield built
+
+
+def run(measurement: Measurement[Worlds], setting: Worlds) -> tuple[Result, int]:
+    """The result, and how many steps it took."""
+    steps: list[None] = []
+    return measurement.run(setting, SMOKE, lambda: steps.append(None)), len(steps)
+
+
+def forwarded(node: Loaded) -> int:
+    return node.counter("FORWARDED")
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("measurement", traffic.MEASUREMENTS, ids=lambda one: one.name)
+def test_rates(setting: Worlds, measurement: Measurement[Worlds]) -> None:
+    node = setting.ours.nodes[0].programs
+    before = forwarded(node)
+    result, steps = run(measurement, setting)
+    assert steps == measurement.steps(SMOKE)
+    assert {len(samples) for samples in result.series.values()} == {SMOKE.rounds}
+    assert all(rate > 0 for samples in result.series.values() for rate in samples)
+    assert all({compared.subject, compared.against} <= result.series.keys() for compared in result.comparisons)
+    # Each subject goes the way that its name says.
+    ours = [name for name in result.series if name.startswith("tidegate")]
+    assert forwarded(node) - before >= 2 * 20 * len(ours), "the warm-up alone is as many packets"
+    assert node.drops() == {}
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("measurement", programs.MEASUREMENTS, ids=lambda one: one.name)
+def test_programs(setting: Worlds, measurement: Measurement[Worlds]) -> None:
+    """Each path is taken, or PathError says which was not."""
+    before = forwarded(setting.ours.nodes[0].programs)
+    result, steps = run(measurement, setting)
+    assert steps == measurement.steps(SMOKE)
+    assert all(figure > 0 for samples in result.series.values() for figure in samples)
+    # All paths but two: refused packets, and those that the stack brings back, are not counted as forwarded.
+    assert forwarded(setting.ours.nodes[0].programs) - before >= SMOKE.repeats * (programs.PATHS - 1)
+
+
+@pytest.mark.root
+def test_a_packet_that_goes_another_way_is_no_figure(setting: Worlds) -> None:
+    with programs.stand_on(setting) as stand:
+        wrong = next(programs.paths(setting.ours))
+        with pytest.raises(programs.PathError, match="action 7, not 2"):
+            programs.measure(stand, dataclasses.replace(wrong, action=2), SMOKE, lambda: None)
+
+
+ESTIMATES = [
+    ([5.0], Estimate(5, 5, 5)),
+    ([3.0, 1.0, 2.0, 9.0, 4.0], Estimate(3, 1, 9)),  # too few to leave any out
+    ([*map(float, range(1, 11))], Estimate(5.5, 2, 9)),  # 2 × (1 + 10) / 1024 = 2.1 %; with another 10.9 %
+    ([*map(float, range(1, 61))], Estimate(30.5, 22, 39)),
+    ([1.0] * 2000, Estimate(1, 1, 1)),
+]
+
+
+@pytest.mark.parametrize(("samples", "expected"), ESTIMATES)
+def test_medians_and_their_intervals(samples: list[float], expected: Estimate) -> None:
+    assert estimate(samples) == expected
+
+
+def test_ratios_are_those_of_pairs() -> None:
+    """The machine is ten times slower for a while: the rates say nothing, the ratio is as clear as before."""
+    slow = [1.0, 10.0] * 10
+    assert ratio([2 * rate for rate in slow], slow) == Estimate(2, 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [(Estimate(1.1, 1.0, 1.2), "met"), (Estimate(0.9, 0.8, 0.99), "missed"), (Estimate(1.1, 0.9, 1.2), "open")],
+)
+def test_verdicts(found: Estimate, said: str) -> None:
+    assert verdict(found, 1.0) == said
+
+
+def test_every_service_is_in_the_rules() -> None:
+    measured = [
+        Spec("near", "10.97.0.1", 80, (("10.201.1.3", 8080), ("10.201.1.4", 8080)), 30080),
+        Spec("empty", "10.97.0.3", 80, ()),
+        Spec("other-family", "fd00:97::1", 80, (("fd00:201::3", 8080),)),
+    ]
+    specs = fill(measured, 1001)
+    assert len({spec.vip for spec in specs}) == 1001
+    text = "".join(kubeproxy.transactions(specs, "172.31.0.11", "10.201.0.0/16"))
+    assert text.count(" : goto service-") == text.count("numgen random mod") == 999
+    assert "10.97.0.3 . tcp . 80 : goto reject-chain" in text
+    assert "tcp . 30080 : goto external-near" in text
+    assert "numgen random mod 2 vmap { 0 : goto endpoint-near-0, 1 : goto endpoint-near-1 }" in text
+    assert "fd00" not in text
+
+
+RUN = Run(
+    when="2026-01-01T00:00:00+00:00",
+    size="smoke",
+    machine={"kernel": "6.18"},
+    results=(
+        Result(
+            "connections", "pod to pod", "1/s", {"x": (10.0, 22.0), "y": (10.0, 20.0)}, (Comparison("x", "y", 1.2),)
+        ),
+        Result("programs", "IPv4", "ns", {"from_pod": (100.0, 102.0)}),
+    ),
+)
+
+
+def test_a_run_becomes_tables() -> None:
+    found = tables(msgspec.json.decode(msgspec.json.encode(RUN), type=Run))
+    assert found["ratios"].rows == [("connections", "x ÷ y", "1.050", "1.000 … 1.100", "≥ 1.2", "missed")]
+    assert found["rates"].rows == [("connections", "pod to pod, 1/s", "16", "15")]
+    assert found["programs"].rows == [("from_pod", "101 (100 … 102)")]
+    assert ("kernel", "6.18") in found["machine"].rows
+
+
+def test_a_page_gets_the_tables_between_its_marks() -> None:
+    page = (
+        "before\n<!-- bench: programs -->\nold\n<!-- /bench -->\nafter\n<!-- bench: others -->\nkept\n<!-- /bench -->\n"
+    )
+    filled = fill_page(page, RUN)
+    assert filled == page.replace("old", markdown(tables(RUN)["programs"]))
+    assert fill_page(filled, RUN) == filled
+    with pytest.raises(ValueError, match="no <!-- /bench -->"):
+        fill_page("<!-- bench: programs -->\n", RUN)
+
+
+def test_names_are_told_apart() -> None:
+    assert len(set(names())) == len(names())
+
+
+def test_the_page_has_a_place_for_every_table() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "performance.md").read_text()
+    assert re.findall(r"<!-- bench: (\w+) -->", page) == ["machine", "ratios", "rates", "programs"]
+    assert sorted(tables(RUN)) == sorted(["machine", "ratios", "rates", "programs"])
