@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
+from endpoint_sync.masquerade import CONFIG
 from endpoint_sync.sync import EndpointSync
 from policy_sync.sync import PolicySync
 from tidegate.kube.fake import FakeApi
@@ -19,6 +20,7 @@ Object = dict[str, Any]
 KEYS = Keyspace("test")
 PATHS = {
     "Namespace": NAMESPACES.path,
+    "ConfigMap": CONFIG.path,
     "Node": NODES.path,
     "Pod": PODS.path,
     "Service": SERVICES.path,
@@ -125,6 +127,11 @@ def node(name: str, *addresses: str, cidr: str = "") -> Object:
     reported = [{"type": "InternalIP", "address": address} for address in addresses]
     spec = {"podCIDR": cidr} if cidr else {}
     return {"kind": "Node", "metadata": {"name": name}, "spec": spec, "status": {"addresses": reported}}
+
+
+def config_map(where: str, **data: str) -> Object:
+    ns, name = where.split("/")
+    return {"kind": "ConfigMap", "metadata": {"namespace": ns, "name": name}, "data": data}
 
 
 def pod(

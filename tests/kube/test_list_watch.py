@@ -9,7 +9,7 @@ from tests.kube.conftest import Server, event, listing, pod, send, serving
 
 from tidegate.kube.client import KubeClient
 from tidegate.kube.objects import Pod
-from tidegate.kube.watch import PODS, Changed, Deleted, Event, Invalid, Listed, list_watch
+from tidegate.kube.watch import PODS, Changed, Deleted, Event, Invalid, Listed, Resource, list_watch
 
 
 async def take(client: KubeClient, count: int) -> list[Event[Pod]]:
@@ -47,6 +47,16 @@ async def test_a_list_comes_in_pages_and_the_watch_begins_at_its_end(server: Ser
     assert server.queries[1]["continue"] == "next"
     assert server.watched_from == ["5"]
     assert server.queries[2]["allowWatchBookmarks"] == "true"
+
+
+async def test_a_field_selector_goes_along_with_list_and_watch(server: Server, client: KubeClient) -> None:
+    server.lists.append(listing(pod("a")))
+    server.watches.append(send(event("MODIFIED", pod("a", 2))))
+    resource = Resource("Pod", "/api/v1/namespaces/ns/pods", Pod, "metadata.name=a")
+    async with aclosing(list_watch(client, resource)) as events:
+        await anext(events)
+        await anext(events)
+    assert [query["fieldSelector"] for query in server.queries] == ["metadata.name=a"] * 2
 
 
 @pytest.mark.parametrize("body", ["{}", '{"metadata": {}, "items": []}', '{"error": "try later"}', "[]", "<html>"])

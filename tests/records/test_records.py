@@ -18,6 +18,7 @@ from tidegate.records import (
     IdentityKeys,
     Keyspace,
     LastWrite,
+    Masquerade,
     Node,
     PeerSet,
     PeerShard,
@@ -37,7 +38,7 @@ from tidegate.records.ids import SPACE, Numbering, candidate, identity_content, 
 from tidegate.records.shards import shard_count, spread
 
 KINDS: list[type[Record]] = [
-    BackendShard, Endpoint, Identity, IdentityKeys, LastWrite, Node,
+    BackendShard, Endpoint, Identity, IdentityKeys, LastWrite, Masquerade, Node,
     PeerSet, PeerShard, Problem, Rules, Service, Subject, Synced,
 ]  # fmt: skip
 
@@ -286,6 +287,7 @@ def test_keys_are_parsed_back(data: st.DataObject) -> None:
         (keys.service(a, b), Service, (a, b)),
         (keys.backends(a, b, n), BackendShard, (a, b, str(n))),
         (keys.identity_keys(), IdentityKeys, ("identity-keys",)),
+        (keys.masquerade(), Masquerade, ("masquerade",)),
         (keys.peer_set(n), PeerSet, (str(n),)),
         (keys.peers(n, m), PeerShard, (str(n), str(m))),
         (keys.rules(n), Rules, (str(n),)),

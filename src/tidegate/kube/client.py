@@ -87,11 +87,14 @@ class KubeClient:
         token = settings.get("BearerToken")
         return {**JSON, **({"Authorization": str(token["value"])} if token and token["value"] else {})}
 
-    async def pages(self, path: str) -> AsyncGenerator[bytes, None]:
-        """The list at `path`, in pages of raw JSON. Raises Unreachable, GoneError (the continue token ran out)."""
+    async def pages(self, path: str, fields: str) -> AsyncGenerator[bytes, None]:
+        """The list at `path`, of what the field selector takes, in pages of raw JSON.
+
+        Raises Unreachable, GoneError (the continue token ran out).
+        """
         token = ""
         while True:
-            query = {"limit": str(PAGE), **({"continue": token} if token else {})}
+            query = {"limit": str(PAGE), **({"continue": token} if token else {}), **_selector(fields)}
             page = await self._read(path, query)
             yield page
             token = msgspec.json.decode(page, type=_Continued).metadata.get("continue") or ""
@@ -106,13 +109,14 @@ class KubeClient:
                 raise GoneError(str(error)) from error
             raise Unreachable(f"GET {path} at {self._server}: {error}") from error
 
-    async def watch(self, path: str, resource_version: str) -> AsyncGenerator[bytes, None]:
+    async def watch(self, path: str, fields: str, resource_version: str) -> AsyncGenerator[bytes, None]:
         """Raw JSON events after `resource_version`, until the server ends the watch. Raises Unreachable, GoneError."""
         query = {
             "watch": "1",
             "allowWatchBookmarks": "true",
             "resourceVersion": resource_version,
             "timeoutSeconds": str(WATCH),
+            **_selector(fields),
         }
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT, sock_read=WATCH_SILENCE)
         try:
@@ -181,6 +185,10 @@ def _require_one(where: str) -> None:
 
 class _Continued(msgspec.Struct):
     metadata: dict[str, Any]
+
+
+def _selector(fields: str) -> dict[str, str]:
+    return {"fieldSelector": fields} if fields else {}
 
 
 def _object(raw: bytes) -> dict[str, Any]:

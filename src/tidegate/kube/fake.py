@@ -18,7 +18,7 @@ class FakeApi:
         self._version = 1
         self._oldest = 0
         self._objects: dict[str, dict[tuple[str, str], dict[str, Any]]] = {}
-        self._events: list[tuple[int, str, bytes]] = []
+        self._events: list[tuple[int, str, dict[str, Any], bytes]] = []
         self._cuts = 0
         self._change = asyncio.Event()
 
@@ -54,31 +54,37 @@ class FakeApi:
         self.cut()
 
     def _emit(self, path: str, kind: str, item: dict[str, Any]) -> None:
-        self._events.append((self._version, path, msgspec.json.encode({"type": kind, "object": item})))
+        self._events.append((self._version, path, item, msgspec.json.encode({"type": kind, "object": item})))
         self._wake()
 
     def _wake(self) -> None:
         self._change.set()
         self._change = asyncio.Event()
 
-    async def pages(self, path: str) -> AsyncGenerator[bytes, None]:
+    async def pages(self, path: str, fields: str) -> AsyncGenerator[bytes, None]:
         await asyncio.sleep(0)
         if not self.available:
             raise Unreachable("switched off")
         self.lists += 1
-        items = list(self._objects.get(path, {}).values())
+        items = [item for item in self._objects.get(path, {}).values() if _selects(fields, item)]
         yield msgspec.json.encode({"metadata": {"resourceVersion": str(self._version)}, "items": items})
 
-    async def watch(self, path: str, resource_version: str) -> AsyncGenerator[bytes, None]:
+    async def watch(self, path: str, fields: str, resource_version: str) -> AsyncGenerator[bytes, None]:
         position, cuts = int(resource_version), self._cuts
         if not self.available:
             raise Unreachable("switched off")
         if position < self._oldest:
             raise GoneError("too old resource version")
         while cuts == self._cuts:
-            for version, where, raw in list(self._events):
+            for version, where, item, raw in list(self._events):
                 if version > position and where == path:
                     position = version
-                    yield raw
-            if cuts == self._cuts and not any(v > position and w == path for v, w, _ in self._events):
+                    if _selects(fields, item):
+                        yield raw
+            if cuts == self._cuts and not any(v > position and w == path for v, w, _, _ in self._events):
                 await self._change.wait()
+
+
+def _selects(fields: str, item: dict[str, Any]) -> bool:
+    """Of field selectors the one by name alone."""
+    return not fields or fields == f"metadata.name={item['metadata']['name']}"

@@ -205,6 +205,10 @@ class EndpointSlice(Object, frozen=True):
     ports: tuple[SlicePort, ...] | None = None
 
 
+class ConfigMap(Object, frozen=True):
+    data: dict[str, str] | None = None
+
+
 class Requirement(Part, frozen=True):
     key: str
     operator: str

@@ -18,11 +18,15 @@ T = TypeVar("T", bound=Object)
 
 @dataclass(frozen=True, slots=True)
 class Resource(Generic[T]):
-    """A kind, and where the API serves it: `path` has all namespaces (`/api/v1/pods`)."""
+    """A kind, and where the API serves it: `path` has all namespaces (`/api/v1/pods`), or one.
+
+    `fields` is a field selector (`metadata.name=NAME`), or empty.
+    """
 
     kind: str
     path: str
     type: type[T]
+    fields: str = ""
 
 
 NAMESPACES = Resource("Namespace", "/api/v1/namespaces", objects.Namespace)
@@ -78,9 +82,9 @@ class Unreachable(Exception):
 class Api(Protocol):
     """What the generator needs of a client; raw JSON, so that one bad object costs that object alone."""
 
-    def pages(self, path: str) -> AsyncGenerator[bytes, None]: ...
+    def pages(self, path: str, fields: str) -> AsyncGenerator[bytes, None]: ...
 
-    def watch(self, path: str, resource_version: str) -> AsyncGenerator[bytes, None]: ...
+    def watch(self, path: str, fields: str, resource_version: str) -> AsyncGenerator[bytes, None]: ...
 
 
 class _ListMetadata(objects.Part, frozen=True):
@@ -147,7 +151,7 @@ async def list_watch(api: Api, resource: Resource[T]) -> AsyncGenerator[Event[T]
             if not version:
                 listed, version = await _list(api, resource, decode)
                 yield listed
-            async with aclosing(api.watch(resource.path, version)) as lines:
+            async with aclosing(api.watch(resource.path, resource.fields, version)) as lines:
                 async for line in lines:
                     event, version = _event(line, decode, version)
                     backoff.reset()
@@ -167,7 +171,7 @@ async def _list(api: Api, resource: Resource[T], decode: _Decoder[T]) -> tuple[L
     items: dict[tuple[str, str], T] = {}
     bad: dict[tuple[str, str], Invalid] = {}
     version = ""
-    async with aclosing(api.pages(resource.path)) as pages:
+    async with aclosing(api.pages(resource.path, resource.fields)) as pages:
         async for raw in pages:
             try:
                 page = _DECODE_LIST.decode(raw)

@@ -12,6 +12,7 @@
 | services/<ns>/<name>                         | Service      | endpoint-sync |
 | backends/<ns>/<name>/<shard>                 | BackendShard | endpoint-sync |
 | config/identity-keys                         | IdentityKeys | policy-sync   |
+| config/masquerade                            | Masquerade   | endpoint-sync |
 | peers/<set>                                  | PeerSet      | policy-sync   |
 | peers/<set>/<shard>                          | PeerShard    | policy-sync   |
 | rules/<policy>                               | Rules        | policy-sync   |
@@ -30,6 +31,7 @@ from tidegate.records.schema import (
     Identity,
     IdentityKeys,
     LastWrite,
+    Masquerade,
     Node,
     PeerSet,
     PeerShard,
@@ -108,6 +110,9 @@ class Keyspace:
     def identity_keys(self) -> str:
         return f"{self.prefix}config/identity-keys"
 
+    def masquerade(self) -> str:
+        return f"{self.prefix}config/masquerade"
+
     def peer_set(self, number: int) -> str:
         return f"{self.prefix}peers/{number}"
 
@@ -132,6 +137,8 @@ def parse(path: str) -> Parsed | None:
     segments = tuple(path.split("/"))
     if path == "config/identity-keys":
         return Parsed(IdentityKeys, segments[1:])
+    if path == "config/masquerade":
+        return Parsed(Masquerade, segments[1:])
     if path == "identities/synced":
         return Parsed(Synced, ("endpoint-sync",))
     if segments[:2] == ("meta", "synced") and len(segments) == 3:

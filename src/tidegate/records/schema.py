@@ -109,6 +109,18 @@ class Problem(Record, frozen=True, kw_only=True):
     last_good: str = ""  # the state that stays in force, as JSON in a form of the writer's own: for its next start
 
 
+class Masquerade(Record, frozen=True, kw_only=True):
+    """`config/masquerade`: where pods are known by their own addresses outside of the cluster.
+
+    What pods send to any other address, and which is for no pod and no node, leaves under the node's. Without this
+    record nothing does.
+    """
+
+    kind: ClassVar[str] = "masquerade"
+
+    non_masquerade: tuple[tuple[Address, AddressPrefix], ...] = ()  # sorted; link-local ranges among them
+
+
 class Node(Record, frozen=True, kw_only=True):
     kind: ClassVar[str] = "node"
 

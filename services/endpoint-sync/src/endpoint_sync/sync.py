@@ -9,6 +9,7 @@ from typing import TypeVar
 from msgspec import structs
 
 from endpoint_sync.identities import Identities
+from endpoint_sync.masquerade import CONFIG, MasqueradeConfig
 from endpoint_sync.pods import Pods
 from endpoint_sync.services import Nodes, Services
 from tidegate.kube.objects import Object
@@ -34,7 +35,7 @@ from tidegate.store.publisher import Publisher
 T = TypeVar("T", bound=Object)
 
 NAME = "endpoint-sync"
-RANKS = {"nodes/": 1, "identities/": 2, "endpoints/": 3, "backends/": 4, "services/": 5}
+RANKS = {"config/masquerade": 1, "nodes/": 1, "identities/": 2, "endpoints/": 3, "backends/": 4, "services/": 5}
 KEYS_SOURCE = "identity-keys"
 
 
@@ -45,7 +46,7 @@ class EndpointSync:
         self._store = store
         self._api = api
         self._keys = keys
-        sources = [PODS.kind, SERVICES.kind, ENDPOINT_SLICES.kind, NODES.kind, KEYS_SOURCE]
+        sources = [PODS.kind, SERVICES.kind, ENDPOINT_SLICES.kind, NODES.kind, CONFIG.kind, KEYS_SOURCE]
         self.publisher = Publisher(store, keys, NAME, RANKS, sources, health, [keys.identities_synced()])
         self.publisher.make_synced = self._synced
         self._follows = IdentityKeys()
@@ -76,12 +77,24 @@ class EndpointSync:
             group.create_task(self._watch(PODS, self._pods))
             group.create_task(self._watch(SERVICES, self._services))
             group.create_task(self._watch(ENDPOINT_SLICES, self._services.slices))
+            group.create_task(self._follow_masquerade())
             group.create_task(self._follow_keys())
             group.create_task(self._collect())
             group.create_task(self.publisher.run(holder, ttl))
 
     async def _watch(self, resource: Resource[T], handler: Handler[T]) -> None:
         await track(self._api, resource, handler, NAME, self.publisher.after(resource.kind))
+
+    async def _follow_masquerade(self) -> None:
+        config = MasqueradeConfig(self.publisher)
+        after = self.publisher.after(CONFIG.kind)
+
+        def then(listed: bool) -> None:
+            if listed:
+                config.listed()
+            after(listed)
+
+        await track(self._api, CONFIG, config, NAME, then)
 
     async def _follow_keys(self) -> None:
         key = self._keys.identity_keys()

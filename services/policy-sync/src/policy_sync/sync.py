@@ -33,7 +33,7 @@ T = TypeVar("T", bound=objects.Object)
 R = TypeVar("R", bound=Record)
 
 NAME = "policy-sync"
-RANKS = {"config/": 1, "peers/": 2, "rules/": 3, "subjects/": 4}
+RANKS = {"config/identity-keys": 1, "peers/": 2, "rules/": 3, "subjects/": 4}
 IDENTITIES = "identities"
 
 
