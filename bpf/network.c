@@ -40,42 +40,15 @@ static int forward_translated(struct __sk_buff *skb, struct flow *flow)
 	return send_out(skb, flow);
 }
 
-/* The address under which connections from outside leave the device by which this packet came in. */
-static bool read_node_address(struct __sk_buff *skb, struct addr *node)
-{
-	u32 ifindex = skb->ifindex;
-	struct device *device = devices.lookup(&ifindex);
-	if (!device)
-		return false;
-	*node = *node_address(device);
-	return node->w[0] | node->w[1] | node->w[2] | node->w[3];
-}
-
 static int deliver_to_backend(struct __sk_buff *skb, struct flow *flow)
 {
 	struct endpoint *backend = endpoints.lookup(&flow->destination);
 	if (backend && backend->ifindex)
 		return deliver_tracked(skb, flow, backend->ifindex);
 	struct addr node;
-	if (!read_node_address(skb, &node))
+	if (!read_node_address(skb->ifindex, &node))
 		return stop(flow, REASON_NO_NODE_ADDRESS);
 	return masquerade(skb, flow, &node) ? forward_translated(skb, flow) : NO_ACTION;
-}
-
-/* What the quoted packet went to as a Service's client's: sets flow->translation. */
-static bool find_translation(struct flow *flow)
-{
-	struct translation_key *key = &flow->translation_key, quoted = *key;
-	key->client = quoted.vip;
-	key->client_port = quoted.vip_port;
-	key->vip = quoted.client;
-	key->vip_port = quoted.client_port;
-	struct translation *known = translations.lookup(key);
-	*key = quoted;
-	if (!known)
-		return false;
-	flow->translation = *known;
-	return true;
 }
 
 /* An ICMP error to an address of the node or of a Service, about a connection from outside that we translated: it goes
@@ -84,11 +57,8 @@ static int handle_error(struct __sk_buff *skb, struct flow *flow)
 {
 	if (!read_quoted(skb, flow))
 		return TC_ACT_UNSPEC;
-	struct translation_key *quoted = &flow->translation_key;
-	set_masqueraded_key(&flow->masqueraded_key, quoted->protocol, &quoted->vip, quoted->vip_port, &quoted->client,
-			    quoted->client_port);
-	struct masqueraded *entry = masqueraded.lookup(&flow->masqueraded_key);
-	if (entry && entry->expires > seconds())
+	struct masqueraded *entry = find_masqueraded_quoted(flow);
+	if (entry)
 		return unmasquerade_error(skb, flow, entry) ? forward_translated(skb, flow) : NO_ACTION;
 	if (!find_translation(flow))
 		return TC_ACT_UNSPEC;
@@ -98,7 +68,7 @@ static int handle_error(struct __sk_buff *skb, struct flow *flow)
 		return passed ? deliver_to_pod(skb, flow, backend->ifindex) : NO_ACTION;
 	}
 	struct addr node;
-	if (!read_node_address(skb, &node))
+	if (!read_node_address(skb->ifindex, &node))
 		return stop(flow, REASON_NO_NODE_ADDRESS);
 	return masquerade_error(skb, flow, &node) ? forward_translated(skb, flow) : NO_ACTION;
 }

@@ -34,6 +34,7 @@
 #include "include/masquerade.h"
 #include "include/icmp.h"
 #include "include/deliver.h"
+#include "include/hairpin.h"
 #include "include/answer.h"
 
 /* Of what is not IP, or hides in a VLAN, ARP passes. The IPv4 programs see to it; those of the other family see to
@@ -57,14 +58,30 @@ static bool check_source(struct __sk_buff *skb, struct flow *flow)
 	return source->ifindex == skb->ifindex || refuse(flow, REASON_SPOOFED);
 }
 
-static bool track_error_from_pod(struct __sk_buff *skb, struct flow *flow)
+/* From the pod to whom it is for by now: a pod, the node, or out of it. */
+static int deliver_from_pod(struct __sk_buff *skb, struct flow *flow)
 {
-	if (!read_quoted(skb, flow) || !translate_error(skb, flow))
-		return false;
+	struct endpoint *destination = endpoints.lookup(&flow->destination);
+	if (destination && destination->ifindex)
+		return deliver_to_pod(skb, flow, destination->ifindex);
+	if (destination && destination->flags & EP_OWN_NODE)
+		return TC_ACT_UNSPEC;
+	return deliver_to_network(skb, flow);
+}
+
+static int handle_error_from_pod(struct __sk_buff *skb, struct flow *flow)
+{
+	if (!read_quoted(skb, flow))
+		return NO_ACTION;
+	int action = hairpin_error(skb, flow);
+	if (action != TC_ACT_UNSPEC)
+		return action;
+	if (!translate_error(skb, flow))
+		return NO_ACTION;
 	/* A pod can complain about packets to itself only. */
 	if (!same_addr(&flow->translation_key.vip, &flow->source))
-		return refuse(flow, REASON_ICMP_UNRELATED);
-	return relate(skb, flow);
+		return stop(flow, REASON_ICMP_UNRELATED);
+	return relate(skb, flow) ? deliver_from_pod(skb, flow) : NO_ACTION;
 }
 
 static int handle_from_pod(struct __sk_buff *skb, struct flow *flow)
@@ -73,22 +90,20 @@ static int handle_from_pod(struct __sk_buff *skb, struct flow *flow)
 		return TC_ACT_UNSPEC;
 	if (!parse_ip(skb, flow) || !check_source(skb, flow) || !parse_transport(skb, flow))
 		return NO_ACTION;
-	if (flow->kind == KIND_ICMP_ERROR) {
-		if (!track_error_from_pod(skb, flow))
-			return NO_ACTION;
-	} else {
-		struct endpoint *addressed = endpoints.lookup(&flow->destination);
-		if (!(addressed && addressed->flags & EP_POD) && !translate(skb, flow))
-			return NO_ACTION;
-		if (!track(skb, flow))
-			return NO_ACTION;
+	if (flow->kind == KIND_ICMP_ERROR)
+		return handle_error_from_pod(skb, flow);
+	struct endpoint *addressed = endpoints.lookup(&flow->destination);
+	u32 flags = addressed ? addressed->flags : 0;
+	if (flags & EP_OWN_NODE) {
+		int action = hairpin_reply(skb, flow);
+		if (action != TC_ACT_UNSPEC)
+			return action;
 	}
-	struct endpoint *destination = endpoints.lookup(&flow->destination);
-	if (destination && destination->ifindex)
-		return deliver_to_pod(skb, flow, destination->ifindex);
-	if (destination && destination->flags & EP_OWN_NODE)
-		return TC_ACT_UNSPEC;
-	return deliver_to_network(skb, flow);
+	if (!(flags & EP_POD) && !translate(skb, flow))
+		return NO_ACTION;
+	if (flow->vip_known && same_addr(&flow->source, &flow->destination))
+		return hairpin(skb, flow);
+	return track(skb, flow) ? deliver_from_pod(skb, flow) : NO_ACTION;
 }
 
 int PROGRAM(from_pod)(struct __sk_buff *skb)

@@ -22,9 +22,8 @@ static bool read_quoted(struct __sk_buff *skb, struct flow *flow)
 	return kind != KIND_ICMP_ERROR || refuse(flow, REASON_ICMP_UNRELATED);
 }
 
-/* An error of a Service's client about a packet that came from the Service's address, as it believes: the backend,
- * which it is for, knows neither that address nor that port. */
-static bool translate_error(struct __sk_buff *skb, struct flow *flow)
+/* What the quoted packet went to as a Service's client's: sets flow->translation. */
+static bool find_translation(struct flow *flow)
 {
 	struct translation_key *key = &flow->translation_key, quoted = *key;
 	key->client = quoted.vip;
@@ -33,12 +32,26 @@ static bool translate_error(struct __sk_buff *skb, struct flow *flow)
 	key->vip_port = quoted.client_port;
 	struct translation *known = translations.lookup(key);
 	*key = quoted;
-	if (!known || !same_addr(&quoted.client, &flow->destination))
+	if (!known)
+		return false;
+	flow->translation = *known;
+	return true;
+}
+
+/* An error of a Service's client about a packet that came from the Service's address, as it believes: the backend,
+ * which it is for, knows neither that address nor that port. */
+static bool translate_error(struct __sk_buff *skb, struct flow *flow)
+{
+	struct translation_key *quoted = &flow->translation_key;
+	struct translation *known = &flow->translation;
+	if (!same_addr(&quoted->client, &flow->destination) || !find_translation(flow))
 		return true;
-	key->client = known->backend;
-	key->client_port = known->backend_port;
-	return set_quoted(skb, flow, true, &quoted.client, &key->client, quoted.client_port, key->client_port) &&
-	       set_destination(skb, flow, &key->client, 0);
+	struct addr vip = quoted->client;
+	__be16 port = quoted->client_port;
+	quoted->client = known->backend;
+	quoted->client_port = known->backend_port;
+	return set_quoted(skb, flow, true, &vip, &known->backend, port, known->backend_port) &&
+	       set_destination(skb, flow, &known->backend, 0);
 }
 
 /* Whether the quoted packet's connection exists and is allowed. Sets flow->nat_reply as track() does: here it means

@@ -1,7 +1,7 @@
 /* Services: from what a client addresses to a backend. */
 #pragma once
 
-/* How many backends are tried when one is the sender itself or clashes with a connection that exists. */
+/* How many backends are tried when one clashes with a connection that exists. */
 #define ATTEMPTS 4
 
 static struct frontend *find_frontend(struct frontend_key *key, const struct addr *addr, __be16 port, u8 protocol)
@@ -100,9 +100,6 @@ static struct backend *affine_backend(struct affinity_key *key, struct slot_key 
 /* Fills flow->translation with the backend in flow->backend, unless it will not do. */
 static bool take_backend(struct flow *flow, struct backend *backend, u64 now, bool in_spite_of_clash)
 {
-	/* What comes back to its sender would be refused there as a packet from itself. */
-	if (same_addr(&backend->addr, &flow->source))
-		return refuse(flow, REASON_HAIRPIN);
 	if (!in_spite_of_clash && clashes(flow, backend, now))
 		return refuse(flow, REASON_TRANSLATION_CLASH);
 	flow->translation.backend = backend->addr;

@@ -20,6 +20,16 @@ static void set_masqueraded_key(struct masqueraded_key *key, u8 protocol, const 
 	key->pad[0] = key->pad[1] = key->pad[2] = 0;
 }
 
+/* The address under which connections leave the device; of device 0, under which the node is known to its pods. */
+static bool read_node_address(u32 ifindex, struct addr *node)
+{
+	struct device *device = devices.lookup(&ifindex);
+	if (!device)
+		return false;
+	*node = *node_address(device);
+	return node->w[0] | node->w[1] | node->w[2] | node->w[3];
+}
+
 /* Notes what the packet does to the connection; as touch() does for the others. */
 static void touch_masqueraded(struct flow *flow, struct masqueraded *entry, bool reply, u64 now)
 {
@@ -108,6 +118,16 @@ static struct masqueraded *find_masqueraded(struct flow *flow)
 {
 	set_masqueraded_key(&flow->masqueraded_key, flow->protocol, &flow->source, flow->source_port, &flow->destination,
 			    flow->destination_port);
+	struct masqueraded *entry = masqueraded.lookup(&flow->masqueraded_key);
+	return entry && entry->expires > seconds() ? entry : NULL;
+}
+
+/* The same for the packet that an ICMP error quotes. */
+static struct masqueraded *find_masqueraded_quoted(struct flow *flow)
+{
+	struct translation_key *quoted = &flow->translation_key;
+	set_masqueraded_key(&flow->masqueraded_key, quoted->protocol, &quoted->vip, quoted->vip_port, &quoted->client,
+			    quoted->client_port);
 	struct masqueraded *entry = masqueraded.lookup(&flow->masqueraded_key);
 	return entry && entry->expires > seconds() ? entry : NULL;
 }

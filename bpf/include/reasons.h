@@ -1,5 +1,5 @@
 /* Why a packet was dropped, or that it was not. The loader reads number, name and text from these lines
- * (REASON(number, NAME, "text")): the CLI and the metrics show the names. Numbers are never reused (10 is retired). */
+ * (REASON(number, NAME, "text")): the CLI and the metrics show the names. Numbers are never reused (10 and 16 are retired). */
 #pragma once
 
 #define REASONS(REASON) \
@@ -18,7 +18,6 @@
 	REASON(13, NO_ROUTE, "the kernel has no route to the destination") \
 	REASON(14, MAP_FULL, "an entry of the connection maps could not be written") \
 	REASON(15, ICMP_UNRELATED, "an ICMP error about no known connection") \
-	REASON(16, HAIRPIN, "the only backend of the Service is the sender itself, and no socket hook translated it") \
 	REASON(17, NOT_UPLINK, "the route leads neither to a known pod nor through a device known as uplink") \
 	REASON(18, NO_LOCAL_BACKEND, "the Service has no backend on this node, and its traffic policy is Local") \
 	REASON(19, NO_SOURCE_PORT, "no port left for one more connection from outside to this backend") \

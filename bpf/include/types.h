@@ -27,10 +27,10 @@ struct endpoint {
 #define EP_CLOSED 0x8
 
 /* devices: ifindex -> what it is to us. Packets leave the node only through devices that stand here as uplinks:
- * whatever else a route leads to may be a pod that we do not know yet. */
+ * whatever else a route leads to may be a pod that we do not know yet. Number 0 is the node itself, no uplink. */
 struct device {
 	__u32 flags; /* DEVICE_* */
-	/* The node's addresses that connections from outside get when they leave through it again; all zeroes: none. */
+	/* The node's addresses that connections get when they leave through it again; all zeroes: none. */
 	struct addr addr;
 	struct addr addr6;
 };

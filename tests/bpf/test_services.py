@@ -1,6 +1,5 @@
 """Services on the wire, for what passes no socket hook."""
 
-import errno
 import socket
 
 import pytest
@@ -16,7 +15,6 @@ from tests.bpf.traffic import (
     send_all,
     serve,
     vip,
-    wait_for,
 )
 
 pytestmark = pytest.mark.root
@@ -50,30 +48,6 @@ def test_service_spreads_over_its_backends(tcx_world: Cluster) -> None:
                         continue
     assert sum(answered.values()) == 40
     assert min(answered.values()) > 5, answered
-
-
-def test_service_whose_backend_is_also_the_client_uses_another_one(tcx_world: Cluster) -> None:
-    a, b = pod(tcx_world, "a"), pod(tcx_world, "b")
-    serve(tcx_world, 80, [(a, 8080), (b, 8080)])
-    for _ in range(8):
-        exchange_tcp(a, b, vip(), 80, server_port=8080)
-
-
-REFUSED = [
-    ("only backend is the client", 80, ["a"], "HAIRPIN"),
-]
-
-
-@pytest.mark.parametrize(("why", "port", "backends", "reason"), REFUSED, ids=[row[0] for row in REFUSED])
-def test_service_that_cannot_be_reached(
-    tcx_world: Cluster, why: str, port: int, backends: list[str], reason: str
-) -> None:
-    a = pod(tcx_world, "a")
-    serve(tcx_world, 80, [(pod(tcx_world, name), 8080) for name in backends])
-    with client(a) as connection:
-        connection.setblocking(False)
-        assert connection.connect_ex((vip(), port)) == errno.EINPROGRESS
-        wait_for(reason, lambda: tcx_world.nodes[0].programs.drops() == {reason: 1})
 
 
 def test_port_unreachable_comes_back_through_a_service(world: Cluster) -> None:

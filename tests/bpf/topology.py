@@ -234,7 +234,8 @@ def set_endpoints(cluster: Cluster, node: Node, identities: dict[str, int]) -> N
     """endpoints, devices and open subjects of a node, as the agent would write them."""
     maps = node.programs.maps
     ipv4, ipv6 = node.addresses
-    maps["devices"].set({"value": node.uplink}, {"flags": 1, "addr": ipv4, "addr6": ipv6})
+    for device, flags in ((0, 0), (node.uplink, 1)):
+        maps["devices"].set({"value": device}, {"flags": flags, "addr": ipv4, "addr6": ipv6})
     for other in cluster.nodes:
         own = other is node
         for address in other.addresses:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from node_agent.attach import Attachments, Devices
-from node_agent.entries import Entries
+from node_agent.entries import NO_DEVICE, Entries
 from node_agent.healthchecks import HealthChecks
 from node_agent.loader import Manifest, read_manifest
 from node_agent.maps import Maps
@@ -237,7 +237,7 @@ class Agent:
         pods = {a: i for a, i in pods.items() if i not in uplinks}
         self.view.set_host(pods, host.addresses)
         entries = Entries(self.manifest.maps)
-        present = dict(entries.device(index, *self.view.endpoints.own_addresses) for index in uplinks)
+        present = dict(entries.device(index, *self.view.endpoints.own_addresses) for index in (NO_DEVICE, *uplinks))
         for key in self.tables.wanted("devices").keys() - present.keys():
             self.tables.want("devices", key, None)
         for key, value in present.items():

@@ -8,6 +8,7 @@ from tidegate.records import IDENTITY_NODE, IDENTITY_REMOTE_NODE, Rule
 
 EP_POD, EP_OWN_NODE, EP_REMOTE_NODE, EP_CLOSED = 0x1, 0x2, 0x4, 0x8
 DEVICE_UPLINK = 0x1
+NO_DEVICE = 0
 FRONTEND_OPEN, FRONTEND_RANGES = 0x1, 0x2
 SERVICE_DROP = 0x1
 SUBJECT_INGRESS_ISOLATED, SUBJECT_EGRESS_ISOLATED = 0x1, 0x2
@@ -38,8 +39,8 @@ class Entries:
         return (int(fields["identity"]), int(fields["ifindex"])) if is_open else None
 
     def device(self, index: int, ipv4: bytes, ipv6: bytes) -> tuple[bytes, bytes]:
-        """An uplink, and the addresses under which connections from outside leave the node through it again."""
-        value = self._values["devices"].pack(flags=DEVICE_UPLINK, addr=ipv4, addr6=ipv6)
+        """An uplink, and the addresses under which connections leave the node through it; NO_DEVICE: the node."""
+        value = self._values["devices"].pack(flags=DEVICE_UPLINK * (index != NO_DEVICE), addr=ipv4, addr6=ipv6)
         return self._keys["devices"].pack(value=index), value
 
     def frontend_key(self, address: bytes, port: int, protocol: int) -> bytes:
