@@ -1,15 +1,23 @@
 /* Telling a client of a Service at once that nobody answers there: TCP by RST, the others by ICMP port unreachable, as
- * kube-proxy's REJECT does. The packet itself becomes the answer and goes back to where it came from. */
+ * kube-proxy's REJECT does; and either side that a packet cannot go on, where the stack does not see it. The packet
+ * itself becomes the answer and goes back to where it came from. */
 #pragma once
 
 #define ETH_AT 0
 
-/* Nobody is told of packets that only a part of a Service's address or port is in, nor of answers themselves. */
+static bool is_refused(struct flow *flow)
+{
+	return flow->reason == REASON_NO_BACKEND || flow->reason == REASON_NO_SERVICE_PORT;
+}
+
+/* Nobody is told of packets that only a part of an address or port is in, nor of answers themselves. */
 static bool is_answerable(struct flow *flow)
 {
-	if (flow->reason != REASON_NO_BACKEND && flow->reason != REASON_NO_SERVICE_PORT)
+	if (flow->kind != KIND_PORTS || flow->fragment == FRAGMENT_LATER)
 		return false;
-	return flow->kind == KIND_PORTS && flow->fragment != FRAGMENT_LATER && !(flow->tcp_flags & TCP_RST);
+	if (is_refused(flow))
+		return !(flow->tcp_flags & TCP_RST);
+	return flow->reason == REASON_TTL || flow->reason == REASON_TOO_BIG;
 }
 
 static bool swap_macs(struct __sk_buff *skb, struct flow *flow)
@@ -57,22 +65,38 @@ static bool read_quotation(struct __sk_buff *skb, struct flow *flow)
 {
 	u8 *quoted = flow->answer.quoted;
 	__builtin_memset(quoted, 0, sizeof(flow->answer.quoted));
+	if (flow->protocol == IPPROTO_TCP)
+		return !bpf_skb_load_bytes(skb, IP_AT, quoted, IP_HEADER + QUOTED_TCP);
 	if (flow->protocol == IPPROTO_SCTP)
 		return !bpf_skb_load_bytes(skb, IP_AT, quoted, IP_HEADER + QUOTED_SCTP);
 	return !bpf_skb_load_bytes(skb, IP_AT, quoted, IP_HEADER + QUOTED);
 }
 
-static bool become_unreachable(struct __sk_buff *skb, struct flow *flow)
+static void fill_error(struct flow *flow, struct icmp_header *icmp)
 {
-	u32 quoted = IP_HEADER + (flow->protocol == IPPROTO_SCTP ? QUOTED_SCTP : QUOTED);
+	__builtin_memset(icmp, 0, sizeof(*icmp));
+	if (flow->reason == REASON_TTL) {
+		icmp->type = ICMP_TIME_EXCEEDED;
+	} else if (flow->reason == REASON_TOO_BIG) {
+		icmp->type = ICMP_TOO_BIG;
+		icmp->code = ICMP_TOO_BIG_CODE;
+		icmp->rest = htonl(flow->mtu);
+	} else {
+		icmp->type = ICMP_UNREACHABLE;
+		icmp->code = ICMP_UNREACHABLE_PORT;
+	}
+}
+
+static bool become_error(struct __sk_buff *skb, struct flow *flow)
+{
+	u8 protocol = flow->protocol;
+	u32 quoted = IP_HEADER + (protocol == IPPROTO_TCP ? QUOTED_TCP : protocol == IPPROTO_SCTP ? QUOTED_SCTP : QUOTED);
 	/* Options and extensions would make the quoted header longer; who sends them waits. */
 	if (flow->l4 != IP_AT + IP_HEADER || !read_quotation(skb, flow))
 		return false;
 	struct icmp_header *icmp = &flow->answer.icmp;
 	u32 length = sizeof(*icmp) + quoted;
-	__builtin_memset(icmp, 0, sizeof(*icmp));
-	icmp->type = ICMP_UNREACHABLE;
-	icmp->code = ICMP_UNREACHABLE_PORT;
+	fill_error(flow, icmp);
 	fill_answer_ip(flow, PROTO_ICMP, ICMP_TOS, length);
 	u32 sum = bpf_csum_diff(NULL, 0, (__be32 *)icmp, sizeof(*icmp), sum_answer_icmp(flow, length));
 	sum = bpf_csum_diff(NULL, 0, (__be32 *)flow->answer.quoted, sizeof(flow->answer.quoted), sum);
@@ -84,12 +108,13 @@ static bool become_unreachable(struct __sk_buff *skb, struct flow *flow)
 	       !bpf_skb_store_bytes(skb, IP_AT + IP_HEADER, icmp, sizeof(*icmp), 0);
 }
 
-/* The end of a packet that a Service refuses. */
+/* The end of a packet that its sender is told of. */
 static int answer(struct __sk_buff *skb, struct flow *flow, bool to_pod)
 {
 	count(flow->reason, skb->len);
 	tell_drop(skb, flow, flow->reason);
-	bool made = flow->protocol == IPPROTO_TCP ? become_reset(skb, flow) : become_unreachable(skb, flow);
+	bool reset = flow->protocol == IPPROTO_TCP && is_refused(flow);
+	bool made = reset ? become_reset(skb, flow) : become_error(skb, flow);
 	if (!made || !swap_macs(skb, flow))
 		return TC_ACT_SHOT;
 	return to_pod ? bpf_redirect_peer(skb->ifindex, 0) : bpf_redirect(skb->ifindex, 0);

@@ -55,9 +55,11 @@ struct packet {
 	u8 tos;
 };
 
-/* Of the refused packet's transport header an ICMP error quotes this much. SCTP's checksum must be in it. */
+/* Of the packet's transport header an ICMP error quotes this much. SCTP's checksum must be in it, and TCP's, of which the
+ * kernel lets nothing be cut off that it would still have to sum up. */
 #define QUOTED 8
 #define QUOTED_SCTP 12
+#define QUOTED_TCP sizeof(struct tcphdr)
 
 /* What a refused packet is answered with, and what of it the answer needs. */
 struct answer {
@@ -69,7 +71,7 @@ struct answer {
 		struct pseudo_v6 v6;
 	} pseudo;
 	struct icmp_header icmp;
-	u8 quoted[sizeof(union ip_header) + QUOTED_SCTP];
+	u8 quoted[sizeof(union ip_header) + QUOTED_TCP];
 };
 
 struct flow {
@@ -92,6 +94,7 @@ struct flow {
 	u8 hook;
 	u8 direction; /* DIRECTION_* that a drop event shows */
 	u32 reason;   /* why it is dropped, where a stage has said so */
+	u32 mtu;      /* of the way on, where the reason is TOO_BIG */
 
 	/* The connection. For ICMP errors: that of the quoted packet, with the quoted packet's direction. */
 	struct tuple tuple;

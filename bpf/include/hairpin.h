@@ -9,9 +9,9 @@
 static int hairpin(struct __sk_buff *skb, struct flow *flow)
 {
 	struct addr node;
-	/* The stack takes no packet from a pod with an address of the node. */
+	/* The stack takes no packet from a pod with an address of the node. The answer quotes it as it was sent. */
 	if (flow->ttl <= 1)
-		return stop(flow, REASON_TTL);
+		return set_destination(skb, flow, &flow->vip, flow->vip_port) ? stop(flow, REASON_TTL) : NO_ACTION;
 	if (!read_node_address(NO_DEVICE, &node))
 		return stop(flow, REASON_NO_NODE_ADDRESS);
 	return masquerade(skb, flow, &node) ? deliver_to_pod(skb, flow, skb->ifindex) : NO_ACTION;

@@ -9,6 +9,7 @@
 #define SMALLEST_MTU 68
 
 #define IP_HEADER sizeof(struct iphdr)
+#define PROTOCOL_AT offsetof(struct iphdr, protocol)
 #define IP_OFFSET_MASK 0x1fff
 #define IP_MORE_FRAGMENTS 0x2000
 
@@ -16,6 +17,9 @@
 #define ICMP_ECHO_REQUEST 8
 #define ICMP_UNREACHABLE 3
 #define ICMP_UNREACHABLE_PORT 3
+#define ICMP_TOO_BIG 3
+#define ICMP_TOO_BIG_CODE 4
+#define ICMP_TIME_EXCEEDED 11
 #define ICMP_TOS 0xc0 /* internetwork control, as the kernel marks its ICMP errors */
 
 static bool is_icmp_error(u8 type)

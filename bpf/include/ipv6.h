@@ -9,6 +9,7 @@
 #define SMALLEST_MTU 1280
 
 #define IP_HEADER sizeof(struct ipv6hdr)
+#define PROTOCOL_AT offsetof(struct ipv6hdr, nexthdr)
 #define IP_OFFSET_MASK 0xfff8
 #define IP_MORE_FRAGMENTS 0x0001
 
@@ -25,6 +26,9 @@
 #define ICMP_ECHO_REQUEST 128
 #define ICMP_UNREACHABLE 1
 #define ICMP_UNREACHABLE_PORT 4
+#define ICMP_TOO_BIG 2
+#define ICMP_TOO_BIG_CODE 0
+#define ICMP_TIME_EXCEEDED 3
 #define ICMP_TOS 0
 
 static bool is_icmp_error(u8 type)

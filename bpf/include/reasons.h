@@ -21,8 +21,8 @@
 	REASON(17, NOT_UPLINK, "the route leads neither to a known pod nor through a device known as uplink") \
 	REASON(18, NO_LOCAL_BACKEND, "the Service has no backend on this node, and its traffic policy is Local") \
 	REASON(19, NO_SOURCE_PORT, "no port left for one more connection from outside to this backend") \
-	REASON(20, TTL, "a packet from outside to a backend on another node has come to the end of its life") \
-	REASON(21, TOO_BIG, "a packet from outside does not fit on the way to its backend") \
+	REASON(20, TTL, "a packet that is translated here, and goes on from here, has come to the end of its life") \
+	REASON(21, TOO_BIG, "a packet between a client outside and a backend on another node does not fit on the way") \
 	REASON(22, NO_NODE_ADDRESS, "the address under which packets leave this device is not known") \
 	REASON(23, SOURCE_RANGE, "the Service's loadBalancerSourceRanges leave the client out") \
 	REASON(24, LINK_LOCAL, "a pod sent from a link-local address, and not for neighbour discovery") \

@@ -292,10 +292,11 @@ struct fragment_ports {
 
 /* ---- settings, counters, events ------------------------------------------------------------------------------ */
 
-/* settings: an array of u64, written by the agent. */
+/* settings: an array of u64, written by the agent where nothing else is said. */
 enum setting {
 	SETTING_GENERATION, /* raised by the agent after each applied batch that changes what is allowed, endpoints included */
 	SETTING_MONITOR,    /* MONITOR_* */
+	SETTING_HOST_BACKENDS, /* set by the programs, once a client outside has been sent to a backend of the host network */
 	SETTINGS
 };
 
@@ -332,4 +333,5 @@ enum hook {
 	HOOK_TO_POD,
 	HOOK_FROM_NETWORK,
 	HOOK_SOCKET,
+	HOOK_TO_NETWORK,
 };

@@ -46,7 +46,9 @@ POD_C = """
 int PROGRAM(from_pod)(struct __sk_buff *skb) { u32 key = 1; return theirs.lookup(&key) ? 0 : -1; }
 int PROGRAM(to_pod)(struct __sk_buff *skb) { struct key key = {}; return ours.lookup(&key) ? 0 : -1; }
 """
-NETWORK_C = '#include "maps.h"\nint PROGRAM(from_network)(struct __sk_buff *skb) { return -1; }\n'
+NETWORK_C = '#include "maps.h"\n' + "".join(
+    f"int PROGRAM({name})(struct __sk_buff *skb) {{ return -1; }}\n" for name in ("from_network", "to_network")
+)
 SOCKET_C = "".join(
     f"int {name}(struct bpf_sock_addr *ctx) {{ return 1; }}\n"
     for kind in ("connect", "sendmsg", "recvmsg", "getpeername")

@@ -3,12 +3,12 @@
 import errno
 import socket
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
-from scapy.layers.inet import ICMP, IPerror, UDPerror
-from scapy.layers.inet6 import ICMPv6PacketTooBig, IPerror6
 from tests.bpf.families import either, family
-from tests.bpf.topology import OUTSIDE, Cluster, Node, Pod, outside_address
+from tests.bpf.topology import OUTSIDE, Cluster, Namespace, Node, Pod, outside_address
 from tests.bpf.traffic import (
     PORT,
     SERVICE,
@@ -19,6 +19,7 @@ from tests.bpf.traffic import (
     client,
     exchange_tcp,
     exchange_udp,
+    hop_limit,
     isolate,
     mtu_discover,
     no_drops,
@@ -29,12 +30,14 @@ from tests.bpf.traffic import (
     receive,
     send_all,
     serve,
+    too_big,
     vip,
     wait_for,
 )
 
 pytestmark = pytest.mark.root
 
+IP_RECVERR, IPV6_RECVERR = 11, 25  # of linux/in.h and linux/in6.h
 FIRST, LAST = 1024, 29999  # ports under which connections leave a node again
 
 
@@ -194,17 +197,6 @@ def test_a_client_that_is_gone(world: Cluster, target: str) -> None:
     no_drops(world)
 
 
-def too_big(node: Node, port: int, mtu: int) -> bytes:
-    """A router's word about a datagram of the node's PORT to a client. Of IPv6 the kernel sums it up."""
-    if ":" in node.address:
-        about6 = IPerror6(src=node.address, dst=outside_address(), plen=1400) / UDPerror(
-            sport=PORT, dport=port, len=1400
-        )
-        return bytes(ICMPv6PacketTooBig(mtu=mtu) / about6)
-    about = IPerror(src=node.address, dst=outside_address(), flags="DF") / UDPerror(sport=PORT, dport=port, len=1400)
-    return bytes(ICMP(type=3, code=4, nexthopmtu=mtu) / about)
-
-
 @pytest.mark.parametrize("target", ["a", "c"])
 def test_a_smaller_mtu_on_the_way_to_the_client(world: Cluster, target: str) -> None:
     """A router there says so to the node, as it believes; the backend hears of it."""
@@ -287,18 +279,6 @@ def test_source_ranges_hold_for_pods_too(tcx_world: Cluster) -> None:
     exchange_tcp(source, backend, vip(), 80, server_port=8080)
 
 
-def test_a_packet_at_the_end_of_its_life_goes_no_further(world: Cluster) -> None:
-    node = world.nodes[0]
-    publish(node, pod(world, "c"))
-    with client(outside(world)) as connection:
-        connection.setsockopt(
-            *either((socket.IPPROTO_IP, socket.IP_TTL), (socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS)), 1
-        )
-        connection.setblocking(False)
-        connection.connect_ex((node.address, PORT))
-        wait_for("it is dropped", lambda: node.programs.counter("TTL") > 0)
-
-
 def test_no_port_is_left(tcx_world: Cluster) -> None:
     """All of them are in use towards this backend; towards another one they are free."""
     node, full, free = tcx_world.nodes[0], pod(tcx_world, "c"), pod(tcx_world, "d")
@@ -372,3 +352,84 @@ def test_an_own_address_does_not_come_from_outside(world: Cluster) -> None:
             wait_for("it is dropped", lambda: node.programs.drops() == {"SPOOFED": 1})
     finally:
         world.outside.run("ip", "addr", "del", backend.address, "dev", "lo")
+
+
+@contextmanager
+def narrow(backend: Pod, entrance: Node, mtu: int) -> Iterator[None]:
+    """The way from the entrance to the backend takes no more than that: its device there, or the route to its node."""
+    if backend.node is not entrance:
+        with narrow_route(entrance, backend.address, mtu, "via", either(*backend.node.addresses)):
+            yield
+        return
+    entrance.namespace.run("ip", "link", "set", backend.veth, "mtu", str(mtu))
+    try:
+        yield
+    finally:
+        entrance.namespace.run("ip", "link", "set", backend.veth, "mtu", "1500")
+
+
+@contextmanager
+def narrow_route(node: Node, target: str, mtu: int, *way: str) -> Iterator[None]:
+    # What is not locked counts for the node's own packets only.
+    node.namespace.run("ip", "route", "add", target, *way, "mtu", "lock", str(mtu))
+    try:
+        yield
+    finally:
+        node.namespace.run("ip", "route", "del", target)
+
+
+def forget_paths(namespace: Namespace) -> None:
+    namespace.run("ip", either("-4", "-6"), "route", "flush", "cache")
+
+
+@pytest.mark.parametrize("target", ["a", "c"])
+def test_a_smaller_mtu_on_the_way_to_the_backend(world: Cluster, target: str) -> None:
+    """The client is told about the packet that it sent, and makes smaller ones."""
+    node, backend = world.nodes[0], pod(world, target)
+    publish(node, backend)
+    publish(node, backend, protocol=UDP)
+    data = bytes(index % 251 for index in range(100_000))
+    with narrow(backend, node, 1300):
+        with client(outside(world), socket.SOCK_DGRAM) as sender:
+            sender.setsockopt(*mtu_discover(), WANT)
+            sender.connect((node.address, PORT))
+            sender.send(b"x" * 1400)
+            wait_for("the client knows", lambda: sender.getsockopt(*path_mtu()) == 1300)
+            assert sender.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.EMSGSIZE
+        forget_paths(world.outside)
+        with Server(backend, 8080) as server, client(outside(world)) as connection:
+            connection.connect((node.address, PORT))
+            with server.accept() as accepted:
+                send_all(connection, accepted, data)
+    forget_paths(world.outside)
+
+
+def test_a_smaller_mtu_from_the_node_to_the_client(world: Cluster) -> None:
+    """A backend elsewhere is told about what it has sent to the node."""
+    node, backend = world.nodes[0], pod(world, "c")
+    publish(node, backend, protocol=UDP)
+    with (
+        narrow_route(node, outside_address(), 1300, "dev", "eth0"),
+        Server(backend, 8080, socket.SOCK_DGRAM) as server,
+        client(outside(world), socket.SOCK_DGRAM) as sender,
+    ):
+        sender.sendto(b"x", (node.address, PORT))
+        _, peer = receive(server.socket)
+        server.socket.setsockopt(*mtu_discover(), WANT)
+        server.socket.connect(peer)
+        server.socket.send(b"y" * 1400)
+        wait_for("the backend knows", lambda: server.socket.getsockopt(*path_mtu()) == 1300)
+    forget_paths(backend.namespace)
+
+
+@pytest.mark.parametrize("target", ["a", "c"])
+def test_a_client_whose_packets_are_too_old_is_told(world: Cluster, target: str) -> None:
+    node, backend = world.nodes[0], pod(world, target)
+    publish(node, backend, protocol=UDP)
+    with client(outside(world), socket.SOCK_DGRAM) as sender:
+        sender.setsockopt(*either((socket.IPPROTO_IP, IP_RECVERR), (socket.IPPROTO_IPV6, IPV6_RECVERR)), 1)
+        sender.setsockopt(*hop_limit(), 1)
+        sender.connect((node.address, PORT))
+        sender.send(b"x")
+        with pytest.raises(OSError, match="No route to host"):
+            sender.recv(100)

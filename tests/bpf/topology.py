@@ -205,6 +205,7 @@ def attached(node: Node, loaded: Loaded, how: str) -> Iterator[None]:
     hooks = []
     for version in ("", "6"):
         hooks.append((node.uplink, "eth0", f"from_network{version}", TCX_INGRESS))
+        hooks.append((node.uplink, "eth0", f"to_network{version}", TCX_EGRESS))
         for pod in node.pods:
             hooks.append((pod.ifindex, pod.veth, f"from_pod{version}", TCX_INGRESS))
             hooks.append((pod.ifindex, pod.veth, f"to_pod{version}", TCX_EGRESS))

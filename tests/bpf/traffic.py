@@ -7,8 +7,10 @@ from collections.abc import Callable
 from contextlib import suppress
 
 import pytest
+from scapy.layers.inet import ICMP, IPerror, UDPerror
+from scapy.layers.inet6 import ICMPv6PacketTooBig, IPerror6
 from tests.bpf.families import either, family
-from tests.bpf.topology import IDENTITIES, OUTSIDE, Cluster, Node, Pod
+from tests.bpf.topology import IDENTITIES, OUTSIDE, Cluster, Node, Pod, outside_address
 
 PATIENCE = 10.0
 INGRESS, EGRESS = 0, 1
@@ -206,3 +208,14 @@ def publish(node: Node, *backends: Pod, protocol: int = TCP, port: int = 8080) -
     for slot, backend in enumerate(backends):
         maps["backends"].set({"service": number, "slot": slot}, {"addr": backend.address, "port": port})
     maps["services"].set({"value": number}, {"count": len(backends)})
+
+
+def too_big(node: Node, port: int, mtu: int) -> bytes:
+    """A router's word about a datagram of the node's PORT to a client. Of IPv6 the kernel sums it up."""
+    if ":" in node.address:
+        about6 = IPerror6(src=node.address, dst=outside_address(), plen=1400) / UDPerror(
+            sport=PORT, dport=port, len=1400
+        )
+        return bytes(ICMPv6PacketTooBig(mtu=mtu) / about6)
+    about = IPerror(src=node.address, dst=outside_address(), flags="DF") / UDPerror(sport=PORT, dport=port, len=1400)
+    return bytes(ICMP(type=3, code=4, nexthopmtu=mtu) / about)

@@ -14,7 +14,12 @@ from node_agent.loader import Manifest, prune
 
 # Program → hook. Those for IPv6 first: an earlier version's IPv4 program may be what refuses all IPv6.
 POD_PROGRAMS = {"from_pod6": "ingress", "to_pod6": "egress", "from_pod": "ingress", "to_pod": "egress"}
-UPLINK_PROGRAMS = {"from_network6": "ingress", "from_network": "ingress"}
+UPLINK_PROGRAMS = {
+    "from_network6": "ingress",
+    "to_network6": "egress",
+    "from_network": "ingress",
+    "to_network": "egress",
+}
 
 # clsact: our places among the filters of others, the same at each replacement.
 PRIORITY, HANDLE, HANDLE6 = 1, 0x7467, 0x7468

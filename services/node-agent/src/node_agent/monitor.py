@@ -14,7 +14,7 @@ from tidegate.records.addresses import unpack_address
 
 MONITOR_DROPS, MONITOR_VERDICTS = 0x1, 0x2
 RINGS = {MONITOR_DROPS: "events_drops", MONITOR_VERDICTS: "events_verdicts"}
-HOOKS = ("from-pod", "to-pod", "from-network", "socket")
+HOOKS = ("from-pod", "to-pod", "from-network", "socket", "to-network")
 DIRECTIONS = ("ingress", "egress")
 QUEUE = 10_000  # events that a slow listener may lag behind
 

@@ -38,7 +38,10 @@ def main() -> None:
     multiarch = sysconfig.get_config_var("MULTIARCH")
     if multiarch:
         flags += ["-idirafter", f"/usr/include/{multiarch}"]
-    compiled = BPF(text=job.text, cflags=flags)
+    try:
+        compiled = BPF(text=job.text, cflags=flags)
+    except Exception as error:  # BCC raises no other; the compiler has said why
+        sys.exit(str(error))
     module = compiled.module
     names = (*job.maps, *job.private_maps)
     fds = {lib.bpf_table_fd(module, name.encode()): name for name in names}

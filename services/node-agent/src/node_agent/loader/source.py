@@ -16,12 +16,12 @@ PARTS = (
         4,
         ("pod.c", "network.c", "socket.c"),
         (
-            *("from_pod", "to_pod", "from_network"),
+            *("from_pod", "to_pod", "from_network", "to_network"),
             *("connect4", "sendmsg4", "recvmsg4", "getpeername4"),
             *("connect6", "sendmsg6", "recvmsg6", "getpeername6"),
         ),
     ),
-    (6, ("pod.c", "network.c"), ("from_pod6", "to_pod6", "from_network6")),
+    (6, ("pod.c", "network.c"), ("from_pod6", "to_pod6", "from_network6", "to_network6")),
 )
 MAIN = "pod.c"
 PRIVATE = "PRIVATE"

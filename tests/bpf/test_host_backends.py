@@ -1,0 +1,157 @@
+"""Clients outside, and backends of the host network: the node itself answers, under the Service's address."""
+
+import socket
+from collections.abc import Iterator
+
+import pytest
+from tests.bpf.families import either, family
+from tests.bpf.topology import Cluster, Node, Pod, outside_address
+from tests.bpf.traffic import (
+    PORT,
+    SERVICE,
+    TCP,
+    UDP,
+    WANT,
+    Server,
+    client,
+    exchange_tcp,
+    mtu_discover,
+    no_drops,
+    outside,
+    path_mtu,
+    publish,
+    receive,
+    send_all,
+    too_big,
+    vip,
+    wait_for,
+)
+
+pytestmark = pytest.mark.root
+
+
+def host(node: Node) -> Pod:
+    """What listens on the node itself."""
+    return Pod("host", node.addresses, node.namespace, node, "", 0)
+
+
+@pytest.fixture
+def routed(world: Cluster) -> Iterator[Cluster]:
+    """vip() is a load balancer's address, which leads to the first node."""
+    node = world.nodes[0]
+    version = either("-4", "-6")
+    for protocol in (TCP, UDP):
+        publish(node, host(node), protocol=protocol)
+        number = SERVICE + protocol
+        key = {"addr": vip(), "port": 443, "protocol": protocol}
+        node.programs.maps["frontends"].set(key, {"service": number, "outside": number})
+    world.outside.run("ip", version, "route", "add", vip(), "via", node.address)
+    yield world
+    world.outside.run("ip", version, "route", "del", vip())
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_the_node_answers_itself(routed: Cluster, number: int) -> None:
+    """By its own address, and by a load balancer's; it sees the client."""
+    node = routed.nodes[0]
+    address, port = ((node.address, PORT), (vip(), 443))[number]
+    for _ in range(3):
+        seen, _ = exchange_tcp(outside(routed), host(node), address, port, server_port=8080)
+        assert seen == outside_address()
+    with (
+        Server(host(node), 8080, socket.SOCK_DGRAM) as server,
+        client(outside(routed), socket.SOCK_DGRAM) as sender,
+    ):
+        for size in (10, 4000, 10):
+            sender.sendto(b"x" * size, (address, port))
+            data, peer = receive(server.socket)
+            assert (data, peer[0]) == (b"x" * size, outside_address())
+            server.socket.sendto(b"y" * size, peer)
+            assert receive(sender) == (b"y" * size, (address, port))
+    no_drops(routed)
+
+
+def test_bulk(routed: Cluster) -> None:
+    node = routed.nodes[0]
+    data = bytes(index % 251 for index in range(100_000))
+    with Server(host(node), 8080) as server, client(outside(routed)) as connection:
+        connection.connect((vip(), 443))
+        with server.accept() as accepted:
+            send_all(connection, accepted, data)
+            send_all(accepted, connection, data)
+            left = node.programs.maps["connections"].items()
+            assert len(left) == 1, "it is an established connection"
+    no_drops(routed)
+
+
+def test_another_nodes_host_network(world: Cluster) -> None:
+    node, other = world.nodes
+    publish(node, host(other))
+    seen, _ = exchange_tcp(outside(world), host(other), node.address, PORT, server_port=8080)
+    assert seen == node.address
+    no_drops(world)
+
+
+def test_a_closed_port(routed: Cluster) -> None:
+    node = routed.nodes[0]
+    for address, port in ((node.address, PORT), (vip(), 443)):
+        with client(outside(routed), socket.SOCK_DGRAM) as sender:
+            sender.connect((address, port))
+            sender.send(b"x")
+            with pytest.raises(ConnectionRefusedError):
+                sender.recv(100)
+        with client(outside(routed)) as connection, pytest.raises(ConnectionRefusedError):
+            connection.connect((address, port))
+    no_drops(routed)
+
+
+def test_a_client_that_is_gone(routed: Cluster) -> None:
+    node = routed.nodes[0]
+    with Server(host(node), 8080, socket.SOCK_DGRAM) as server:
+        with client(outside(routed), socket.SOCK_DGRAM) as sender:
+            sender.sendto(b"x", (vip(), 443))
+            _, peer = receive(server.socket)
+        server.socket.connect(peer)
+        server.socket.send(b"late")
+        with pytest.raises(ConnectionRefusedError):
+            server.socket.recv(100)
+    no_drops(routed)
+
+
+def test_one_port_of_a_client_towards_the_service_and_the_node_in_turn(routed: Cluster) -> None:
+    """What is addressed last is what answers."""
+    node = routed.nodes[0]
+    with Server(host(node), 8080, socket.SOCK_DGRAM) as server, client(outside(routed), socket.SOCK_DGRAM) as sender:
+        for target in ((vip(), 443), (node.address, 8080), (vip(), 443), (node.address, PORT), (node.address, 8080)):
+            sender.sendto(b"x", target)
+            _, peer = receive(server.socket)
+            server.socket.sendto(b"y", peer)
+            assert receive(sender) == (b"y", target)
+    with Server(host(node), 8080) as listener:
+        for target in ((vip(), 443), (node.address, 8080), (vip(), 443)):
+            with client(outside(routed)) as connection:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                connection.bind((outside_address(), 4322))
+                connection.connect(target)
+                listener.accept().close()
+                assert connection.recv(1) == b""
+    no_drops(routed)
+
+
+def test_a_smaller_mtu_on_the_way_to_the_client(routed: Cluster) -> None:
+    """A router there says so to the node, about a packet of the Service's."""
+    node = routed.nodes[0]
+    with (
+        Server(host(node), 8080, socket.SOCK_DGRAM) as server,
+        client(outside(routed), socket.SOCK_DGRAM) as sender,
+        routed.outside.socket(family(), socket.SOCK_RAW, either(socket.IPPROTO_ICMP, socket.IPPROTO_ICMPV6)) as router,
+    ):
+        sender.sendto(b"x", (node.address, PORT))
+        _, peer = receive(server.socket)
+        server.socket.setsockopt(*mtu_discover(), WANT)
+        server.socket.connect(peer)
+        assert server.socket.getsockopt(*path_mtu()) == 1500
+        mtu = either(1100, 1300)
+        router.sendto(too_big(node, sender.getsockname()[1], mtu), (node.address, 0))
+        wait_for("the node knows", lambda: server.socket.getsockopt(*path_mtu()) == mtu)
+    node.namespace.run("ip", either("-4", "-6"), "route", "flush", "cache")
