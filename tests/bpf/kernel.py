@@ -7,6 +7,7 @@ import socket
 import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -205,6 +206,43 @@ _SKB_SIZE = 192
 _MARK_AT, _INGRESS_IFINDEX_AT, _IFINDEX_AT, _GSO_SEGS_AT, _GSO_SIZE_AT = 8, 36, 40, 164, 176
 
 
+_CLONE_NEWNET = 0x40000000
+
+
+def enter(namespace: int) -> None:
+    """Moves the calling thread into the network namespace of a descriptor."""
+    if _LIBC.setns(namespace, _CLONE_NEWNET) != 0:
+        error = ctypes.get_errno()
+        raise OSError(error, f"enter a network namespace: {os.strerror(error)}")
+
+
+@contextmanager
+def entered(namespace: int) -> Iterator[None]:
+    """The calling thread, and what it starts, inside the namespace. /sys stays the machine's."""
+    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+    enter(namespace)
+    try:
+        yield
+    finally:
+        enter(home)
+        os.close(home)
+
+
+@cache
+def _nowhere() -> int:
+    """A network namespace without a way out, so that what programs find in it is the same on all machines."""
+    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+    _check(_LIBC.unshare(_CLONE_NEWNET), "make a network namespace")
+    try:
+        for family in ("ipv4", "ipv6"):
+            # A new namespace has these from the first one.
+            Path(f"/proc/sys/net/{family}/conf/all/forwarding").write_text("0")
+        return os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+    finally:
+        enter(home)
+        os.close(home)
+
+
 def _test_run(
     fd: int, frame: bytes, repeat: int, ingress_ifindex: int, ifindex: int, mark: int, gso_size: int
 ) -> tuple[_TestRun, bytes, bytes]:
@@ -238,7 +276,8 @@ def run_program(
     fd: int, frame: bytes, *, ingress_ifindex: int = 0, ifindex: int = 1, mark: int = 0, gso_size: int = 0
 ) -> tuple[int, bytes, int]:
     """One packet through a tc program: (action, packet afterwards, mark afterwards)."""
-    options, out, context = _test_run(fd, frame, 1, ingress_ifindex, ifindex, mark, gso_size)
+    with entered(_nowhere()):
+        options, out, context = _test_run(fd, frame, 1, ingress_ifindex, ifindex, mark, gso_size)
     return ctypes.c_int32(options.retval).value, out, struct.unpack_from("<I", context, _MARK_AT)[0]
 
 

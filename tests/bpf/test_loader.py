@@ -112,7 +112,7 @@ def place(bpffs: Path, tmp_path: Path) -> Iterator[Place]:
 def test_manifest_names_what_is_pinned(place: Place) -> None:
     manifest = place.loaded()
     assert set(manifest.maps) == {"ours", "theirs"}
-    assert len(manifest.programs) == 14
+    assert len(manifest.programs) == 16
     paths = [entry.path for entry in manifest.maps.values()] + [entry.path for entry in manifest.programs.values()]
     assert all(Path(path).exists() for path in paths)
     assert manifest.reasons == {"0": ("FORWARDED", "forwarded"), "1": ("OTHER", "another one")}

@@ -1,28 +1,18 @@
 """Two nodes with two pods each, an outside world, and the wire between them, in network namespaces of their own."""
 
-import ctypes
 import os
 import socket
 import subprocess
-import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.bpf.families import either, using
-from tests.bpf.kernel import TCX_EGRESS, TCX_INGRESS, Loaded, attach_tcx
+from tests.bpf.kernel import TCX_EGRESS, TCX_INGRESS, Loaded, attach_tcx, entered
 
 IDENTITIES = {"a": 1001, "b": 1002, "c": 1003, "d": 1004}
 PREFIX = f"tgt-bpf-{os.getpid()}"
-_CLONE_NEWNET = 0x40000000
-_LIBC = ctypes.CDLL(None, use_errno=True)
-
-
-def _enter(fd: int) -> None:
-    if _LIBC.setns(fd, _CLONE_NEWNET) != 0:
-        error = ctypes.get_errno()
-        raise OSError(error, f"enter a network namespace: {os.strerror(error)}")
 
 
 class Namespace:
@@ -32,7 +22,6 @@ class Namespace:
         self.name = f"{PREFIX}-{name}"
         subprocess.run(["ip", "netns", "add", self.name], check=True)
         self._fd = os.open(f"/run/netns/{self.name}", os.O_RDONLY)
-        self._home = os.open(f"/proc/self/task/{threading.get_native_id()}/ns/net", os.O_RDONLY)
         with self.entered():
             # Addresses are usable at once, and nobody looks for routers.
             for name in ("accept_dad", "dad_transmits", "router_solicitations"):
@@ -42,14 +31,9 @@ class Namespace:
                 Path(f"/proc/sys/net/{name}").write_text("0")
         self.run("ip", "link", "set", "lo", "up")
 
-    @contextmanager
-    def entered(self) -> Iterator[None]:
+    def entered(self) -> AbstractContextManager[None]:
         """The calling thread, and what it starts, inside the namespace. /sys stays the machine's."""
-        _enter(self._fd)
-        try:
-            yield
-        finally:
-            _enter(self._home)
+        return entered(self._fd)
 
     def run(self, *command: str) -> str:
         with self.entered():
@@ -71,7 +55,6 @@ class Namespace:
 
     def remove(self) -> None:
         os.close(self._fd)
-        os.close(self._home)
         subprocess.run(["ip", "netns", "del", self.name], check=True)
 
 
