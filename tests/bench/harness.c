@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
-/* What stands around a measured program. A program changes the packet that it sees, and bpf_prog_test_run() gives it the
+/* What the programs are measured with.
+ *
+ * A program changes the packet that it sees, and bpf_prog_test_run() gives it the
  * same one again: `restore` makes it what it was, and goes on with the program in `measured`. */
 #define BPF_LICENSE GPL
 
@@ -27,6 +29,7 @@ struct key {
 BPF_ARRAY(frames, struct frame, 1);
 BPF_PROG_ARRAY(measured, 1);
 BPF_HASH(known, struct key, u64, 1024);
+BPF_ARRAY(peers, u32, 64);
 
 int restore(struct __sk_buff *skb)
 {
@@ -62,4 +65,14 @@ int one_lookup(struct __sk_buff *skb)
 	struct key key = {};
 	u64 *value = known.lookup(&key);
 	return value ? TC_ACT_UNSPEC : TC_ACT_SHOT;
+}
+
+/* The least that a program can do for pods of one node: device -> the device of the other one. */
+int bare(struct __sk_buff *skb)
+{
+	u32 ifindex = skb->ifindex;
+	u32 *peer = peers.lookup(&ifindex);
+	if (!peer || !*peer || skb->protocol != __builtin_bswap16(ETH_P_IP))
+		return TC_ACT_UNSPEC;
+	return bpf_redirect_peer(*peer, 0);
 }

@@ -45,15 +45,25 @@ static unsigned long long now(void)
 	return time.tv_sec * 1000000000ULL + time.tv_nsec;
 }
 
+/* Of all machines the same congestion control, and none that paces: its timers would be measured, too. */
+static int open_socket(int family)
+{
+	static const char control[] = "reno";
+	int one = 1, made = socket(family, SOCK_STREAM, 0);
+	if (made < 0)
+		fail("socket");
+	if (setsockopt(made, IPPROTO_TCP, TCP_CONGESTION, control, strlen(control)))
+		fail("congestion control reno");
+	setsockopt(made, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
+	return made;
+}
+
 static int open_client(const struct addrinfo *server)
 {
 	struct timeval patience = { .tv_sec = PATIENCE };
-	int one = 1, client = socket(server->ai_family, SOCK_STREAM, 0);
-	if (client < 0)
-		fail("socket");
+	int client = open_socket(server->ai_family);
 	setsockopt(client, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience));
 	setsockopt(client, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof(patience));
-	setsockopt(client, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
 	if (connect(client, server->ai_addr, server->ai_addrlen))
 		fail("connect");
 	return client;
@@ -109,11 +119,8 @@ static void answer(int connection)
 
 static void serve(const struct addrinfo *at)
 {
-	int one = 1, listener = socket(at->ai_family, SOCK_STREAM, 0);
-	if (listener < 0)
-		fail("socket");
+	int one = 1, listener = open_socket(at->ai_family);
 	setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
-	setsockopt(listener, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
 	if (bind(listener, at->ai_addr, at->ai_addrlen))
 		fail("bind");
 	if (listen(listener, 128))

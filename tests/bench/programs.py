@@ -1,6 +1,5 @@
 """Nanoseconds a packet of each tc program on its usual paths, in the maps and at the devices of a node at work."""
 
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,16 +8,14 @@ from scapy.layers.inet import IP, TCP
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
 from scapy.packet import Packet, Raw
-from tests.bench.harness import pin_harness
 from tests.bench.model import Measurement, Result, Size, Tick
 from tests.bench.stand import EMPTY, ONE_LOOKUP, Hop, Stand
 from tests.bench.worlds import EMPTY as EMPTY_SERVICE
 from tests.bench.worlds import FAR, NEAR, NODE_PORTS, PORT, VIPS, Worlds
 from tests.bpf.families import either, using
 from tests.bpf.packets import REDIRECT, UNSPEC
-from tests.bpf.topology import PREFIX, Cluster, outside_address
+from tests.bpf.topology import Cluster, outside_address
 from tests.bpf.traffic import pod
-from tests.leftovers import BPF
 
 CLIENT_PORT = 40000
 PATHS = 16
@@ -134,17 +131,11 @@ def measure_yardsticks(stand: Stand, hop: Hop, size: Size) -> dict[str, tuple[fl
 
 @contextmanager
 def stand_on(worlds: Worlds) -> Iterator[Stand]:
-    node, directory = worlds.ours.nodes[0], BPF / f"{PREFIX}-bench-harness"
-    directory.mkdir()
+    stand = Stand(worlds.ours.nodes[0], worlds.load.cpu, worlds.harness)
     try:
-        pin_harness(directory)
-        stand = Stand(node, worlds.load.cpu, directory)
-        try:
-            yield stand
-        finally:
-            stand.close()
+        yield stand
     finally:
-        shutil.rmtree(directory)
+        stand.close()
 
 
 def _measurement(version: int) -> Measurement[Worlds]:

@@ -1,6 +1,5 @@
 """Running a node's programs many times over: behind the harness, on a CPU of their own."""
 
-import ctypes
 import os
 import struct
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ from tests.bpf.kernel import run_program, time_program
 from tests.bpf.topology import Node
 
 from node_agent.loader.pins import opened
-from node_agent.maps import Map, libbpf
+from node_agent.maps import Map
 
 EMPTY, ONE_LOOKUP = "nothing", "one_lookup"  # programs of harness.c
 _HEADERS = 74
@@ -57,7 +56,7 @@ class Stand:
             paths |= {name: Path(entry.path) for name, entry in self._manifest.programs.items()}
             self._fds = {name: stack.enter_context(opened(path)) for name, path in paths.items()}
             self._opened = stack.pop_all()
-        self._write("known", bytes(16), bytes(8))
+        harness.update(self._fds["known"], bytes(16), bytes(8))
 
     def close(self) -> None:
         self._opened.close()
@@ -73,9 +72,7 @@ class Stand:
     def send(self, hop: Hop) -> tuple[int, bytes]:
         """One packet: (action, the frame afterwards)."""
         self._prepare(hop, fresh=False, program=hop.program)
-        frame, where = _frame(hop), self._where(hop)
-        with self._node.namespace.entered():
-            action, out, _ = run_program(self._fds["restore"], frame, **where)
+        action, out, _ = run_program(self._fds["restore"], _frame(hop), **self._where(hop))
         return action, out
 
     def time(self, hop: Hop, repeats: int, *, fresh: bool = False, program: str = "") -> int:
@@ -87,24 +84,24 @@ class Stand:
     def time_alone(self, program: str, hop: Hop, repeats: int) -> int:
         """Nanoseconds a run without the harness, on the packet as it was left."""
         frame, where = _frame(hop), self._where(hop)
-        with self._node.namespace.entered(), pinned(self._cpu):
+        with pinned(self._cpu):
             return time_program(self._fds[program], frame, repeats, **where)
 
     def _prepare(self, hop: Hop, *, fresh: bool, program: str) -> None:
         frame = _frame(hop)
         port_at = len(Ether() / type(hop.packet)()) if fresh else 0
-        self._write("frames", bytes(4), _FRAME.pack(len(frame), port_at, 0, frame[:_HEADERS]))
-        self._write("measured", bytes(4), struct.pack("=I", self._fds[program]))
+        harness.update(self._fds["frames"], bytes(4), _FRAME.pack(len(frame), port_at, 0, frame[:_HEADERS]))
+        harness.update(self._fds["measured"], bytes(4), struct.pack("=I", self._fds[program]))
 
     def _where(self, hop: Hop) -> dict[str, int]:
-        index = self._node.namespace.ifindex(hop.device)
+        namespace = self._node.namespace
+        index = namespace.ifindex(hop.device)
         # What leaves by a device and has come in by none is the node's own.
-        return {"ifindex": index, "ingress_ifindex": 0 if hop.program.startswith("to_pod") else index}
-
-    def _write(self, name: str, key: bytes, value: bytes) -> None:
-        result = libbpf().bpf_map_update_elem(self._fds[name], key, value, ctypes.c_uint64(0))
-        if result < 0:
-            raise OSError(-result, f"map {name} of the harness: {os.strerror(-result)}")
+        return {
+            "namespace": namespace.fd,
+            "ifindex": index,
+            "ingress_ifindex": 0 if hop.program.startswith("to_pod") else index,
+        }
 
 
 def _frame(hop: Hop) -> bytes:

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from tests.bench.load import Kind, Place
 from tests.bench.model import Comparison, Measurement, Result, Size, Tick
 from tests.bench.worlds import BACKENDS, FAR, NEAR, NODE_PORTS, PORT, VIPS, Worlds, client_inside, client_outside
-from tests.bpf.topology import Cluster
 from tests.bpf.traffic import pod
 
-PLAIN, PROXY, OURS, ON_VETH = "plain", "nftables", "tidegate", "tidegate, no socket hook"
+PLAIN, PROXY, OURS, ON_VETH, BARE = "plain", "nftables", "tidegate", "tidegate, no socket hook", "bare redirect"
 VIP_PORT = 80
 
 
@@ -55,34 +54,38 @@ PATHS = (
 KINDS: dict[Kind, str] = {"connections": "connections/s", "requests": "requests/s"}
 
 
-def subjects(worlds: Worlds, path: Path) -> list[Subject]:
-    service = path.service
-
-    def client(cluster: Cluster) -> Place:
-        return Place((client_outside if path.from_outside else client_inside)(cluster).namespace)
-
-    target = pod(worlds.plain, BACKENDS[service]).address
-    plain = Subject(PLAIN, client(worlds.plain), target, PORT)
+def who(path: Path) -> tuple[str, ...]:
+    """The subjects of a path, by name."""
     if path.from_outside:
-        at = worlds.ours.nodes[0].address, NODE_PORTS[service]
-        return [plain, Subject(PROXY, client(worlds.proxied), *at), Subject(OURS, client(worlds.ours), *at)]
-    at = VIPS[service][0], VIP_PORT
-    inside = client(worlds.ours)
-    return [
-        plain,
-        Subject(PROXY, client(worlds.proxied), *at),
-        Subject(OURS, Place(inside.namespace, worlds.cgroup), *at),
-        Subject(ON_VETH, inside, *at),
-    ]
+        return PLAIN, PROXY, OURS
+    # A redirect knows no way to another node.
+    return (PLAIN, PROXY, OURS, ON_VETH) if path.service == FAR else (PLAIN, PROXY, OURS, ON_VETH, BARE)
+
+
+def subjects(worlds: Worlds, path: Path) -> list[Subject]:
+    clusters = {PLAIN: worlds.plain, PROXY: worlds.proxied, BARE: worlds.bare}
+    clients = client_outside if path.from_outside else client_inside
+    found = []
+    for name in who(path):
+        cluster = clusters.get(name, worlds.ours)
+        place = Place(clients(cluster).namespace, worlds.cgroup if name == OURS and not path.from_outside else None)
+        if name in (PLAIN, BARE):
+            at = pod(cluster, BACKENDS[path.service]).address, PORT
+        elif path.from_outside:
+            at = cluster.nodes[0].address, NODE_PORTS[path.service]
+        else:
+            at = VIPS[path.service][0], VIP_PORT
+        found.append(Subject(name, place, *at))
+    return found
 
 
 def comparisons(path: Path, kind: Kind) -> Iterator[Comparison]:
-    ours = [OURS] if path.from_outside else [OURS, ON_VETH]
-    for subject in ours:
-        goal = path.goals[kind] if path.goals and subject == OURS else None
-        yield Comparison(subject, PLAIN, goal)
-        yield Comparison(subject, PROXY, 1.0 if path.goals is None else None)
-    yield Comparison(PROXY, PLAIN)
+    for subject in who(path):
+        if subject in (OURS, ON_VETH):
+            yield Comparison(subject, PLAIN, path.goals[kind] if path.goals and subject == OURS else None)
+            yield Comparison(subject, PROXY, 1.0 if path.goals is None else None)
+        elif subject != PLAIN:
+            yield Comparison(subject, PLAIN)
 
 
 def _measurement(path: Path, kind: Kind) -> Measurement[Worlds]:
@@ -99,8 +102,7 @@ def _measurement(path: Path, kind: Kind) -> Measurement[Worlds]:
         series = {name: tuple(rates) for name, rates in samples.items()}
         return Result(f"{kind}-{path.name}", path.what, KINDS[kind], series, tuple(comparisons(path, kind)))
 
-    width = 3 if path.from_outside else 4
-    return Measurement(f"{kind}-{path.name}", path.what, lambda size: size.rounds * width, run)
+    return Measurement(f"{kind}-{path.name}", path.what, lambda size: size.rounds * len(who(path)), run)
 
 
 MEASUREMENTS = tuple(_measurement(path, kind) for path in PATHS for kind in KINDS)

@@ -1,6 +1,9 @@
-"""Three clusters of one shape, beside each other: plain forwarding, kube-proxy's rules, and the programs."""
+"""Clusters of one shape, beside each other: plain forwarding, kube-proxy's rules, our programs, and the least that
+programs can do."""
 
+import os
 import shutil
+import struct
 import subprocess
 import sys
 import tempfile
@@ -11,11 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.bench import kubeproxy
+from tests.bench.harness import pin_harness, update
 from tests.bench.load import Load, Place, compile_load, quiet_cpu
 from tests.bench.model import Size
 from tests.bench.population import ELSEWHERE, Spec, fill
 from tests.bpf.families import using
-from tests.bpf.kernel import Loaded, attached_to_cgroup
+from tests.bpf.kernel import TCX_INGRESS, Loaded, attach_tcx, attached_to_cgroup
 from tests.bpf.topology import PREFIX, Cluster, Node, Pod, attached, build
 from tests.bpf.traffic import outside, pod
 from tests.leftovers import BPF, cgroup2, sweep
@@ -23,6 +27,7 @@ from tests.leftovers import BPF, cgroup2, sweep
 from node_agent import nft
 from node_agent.entries import Entries
 from node_agent.loader import CACHE, read_manifest
+from node_agent.loader.pins import opened
 from node_agent.maps import Maps
 from node_agent.table import ORDER, Tables
 from node_agent.view import View
@@ -62,7 +67,9 @@ class Worlds:
     plain: Cluster
     proxied: Cluster
     ours: Cluster
+    bare: Cluster  # pods of n1 reach each other by a redirect that asks nothing
     cgroup: Path  # of n1 of `ours`, with the socket programs
+    harness: Path  # pins of harness.c
     load: Load
 
 
@@ -85,7 +92,7 @@ def worlds(size: Size, cache: Path = CACHE) -> Iterator[Worlds]:
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tgt-bench-")))
         load = Load(compile_load(directory), quiet_cpu())
-        plain, proxied, ours = (_cluster(stack, label) for label in ("plain-", "proxied-", "ours-"))
+        plain, proxied, ours, bare = (_cluster(stack, f"{label}-") for label in ("plain", "proxied", "ours", "bare"))
         specs = fill(measured(ours), size.services)
         with ThreadPoolExecutor() as pool:
             rules = [pool.submit(_install_proxy, node, specs) for node in proxied.nodes]
@@ -95,12 +102,14 @@ def worlds(size: Size, cache: Path = CACHE) -> Iterator[Worlds]:
         cgroups = [
             _bring_up(stack, ours, node, programs, specs) for node, programs in zip(ours.nodes, loaded, strict=True)
         ]
-        for cluster in (plain, proxied, ours):
+        harness = _pin_harness(stack)
+        _redirect(stack, bare.nodes[0], harness)
+        for cluster in (plain, proxied, ours, bare):
             for name in BACKENDS.values():
                 server = pod(cluster, name)
                 where = Place(server.namespace, cgroups[cluster.nodes.index(server.node)] if cluster is ours else None)
                 stack.enter_context(load.serving(where, server.address, PORT))
-        yield Worlds(plain, proxied, ours, cgroups[0], load)
+        yield Worlds(plain, proxied, ours, bare, cgroups[0], harness, load)
 
 
 def _cluster(stack: ExitStack, label: str) -> Cluster:
@@ -149,6 +158,24 @@ def _bring_up(stack: ExitStack, cluster: Cluster, node: Node, loaded: Loaded, sp
     stack.callback(cgroup.rmdir)
     stack.enter_context(attached_to_cgroup(loaded, cgroup))
     return cgroup
+
+
+def _pin_harness(stack: ExitStack) -> Path:
+    directory = BPF / f"{PREFIX}-bench-harness"
+    directory.mkdir()
+    stack.callback(shutil.rmtree, directory)
+    pin_harness(directory)
+    return directory
+
+
+def _redirect(stack: ExitStack, node: Node, harness: Path) -> None:
+    """Whatever of IPv4 comes from one pod of the node goes to the other."""
+    one, other = (each.ifindex for each in node.pods)
+    with opened(harness / "peers") as peers, opened(harness / "bare") as program:
+        for key, value in ((one, other), (other, one)):
+            update(peers, struct.pack("=I", key), struct.pack("=I", value))
+            with node.namespace.entered():
+                stack.callback(os.close, attach_tcx(program, key, TCX_INGRESS))
 
 
 def _write_maps(cluster: Cluster, node: Node, loaded: Loaded, specs: Sequence[Spec]) -> None:

@@ -273,17 +273,28 @@ def _test_run(
 
 
 def run_program(
-    fd: int, frame: bytes, *, ingress_ifindex: int = 0, ifindex: int = 1, mark: int = 0, gso_size: int = 0
+    fd: int,
+    frame: bytes,
+    *,
+    namespace: int | None = None,
+    ingress_ifindex: int = 0,
+    ifindex: int = 1,
+    mark: int = 0,
+    gso_size: int = 0,
 ) -> tuple[int, bytes, int]:
-    """One packet through a tc program: (action, packet afterwards, mark afterwards)."""
-    with entered(_nowhere()):
+    """One packet through a tc program: (action, packet afterwards, mark afterwards). `namespace`: the descriptor of the
+    network namespace that it is in, by default one without a way out."""
+    with entered(_nowhere() if namespace is None else namespace):
         options, out, context = _test_run(fd, frame, 1, ingress_ifindex, ifindex, mark, gso_size)
     return ctypes.c_int32(options.retval).value, out, struct.unpack_from("<I", context, _MARK_AT)[0]
 
 
-def time_program(fd: int, frame: bytes, repeat: int, *, ingress_ifindex: int = 0, ifindex: int = 1) -> int:
+def time_program(
+    fd: int, frame: bytes, repeat: int, *, namespace: int, ingress_ifindex: int = 0, ifindex: int = 1
+) -> int:
     """Nanoseconds a run, of so many with one packet, which each run gets as the one before has left it."""
-    options, _, _ = _test_run(fd, frame, repeat, ingress_ifindex, ifindex, 0, 0)
+    with entered(namespace):
+        options, _, _ = _test_run(fd, frame, repeat, ingress_ifindex, ifindex, 0, 0)
     return int(options.duration)
 
 

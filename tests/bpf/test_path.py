@@ -148,10 +148,8 @@ def test_segments_decide_not_the_whole_packet(tcx_world: Cluster, target: str, o
     size = 1500 - len(header / TCP()) + over
     # test_run gives it to the loopback device.
     a.node.programs.maps["endpoints"].set({"addr": a.address}, {"identity": 1001, "ifindex": 1, "flags": 1})
-    with a.node.namespace.entered():
-        got, _, mark = run_program(
-            a.node.programs.open_program(either("from_pod", "from_pod6")), bytes(packet), gso_size=size
-        )
+    program = a.node.programs.open_program(either("from_pod", "from_pod6"))
+    got, _, mark = run_program(program, bytes(packet), namespace=a.node.namespace.fd, gso_size=size)
     assert (got, mark & 0x00F00000 == 0x00100000) == (action, action == UNSPEC)
 
 

@@ -21,7 +21,7 @@ class Namespace:
     def __init__(self, name: str) -> None:
         self.name = f"{PREFIX}-{name}"
         subprocess.run(["ip", "netns", "add", self.name], check=True)
-        self._fd = os.open(f"/run/netns/{self.name}", os.O_RDONLY)
+        self.fd = os.open(f"/run/netns/{self.name}", os.O_RDONLY)
         with self.entered():
             # Addresses are usable at once, and nobody looks for routers.
             for name in ("accept_dad", "dad_transmits", "router_solicitations"):
@@ -33,7 +33,7 @@ class Namespace:
 
     def entered(self) -> AbstractContextManager[None]:
         """The calling thread, and what it starts, inside the namespace. /sys stays the machine's."""
-        return entered(self._fd)
+        return entered(self.fd)
 
     def run(self, *command: str) -> str:
         with self.entered():
@@ -54,7 +54,7 @@ class Namespace:
             return socket.if_nametoindex(device)
 
     def remove(self) -> None:
-        os.close(self._fd)
+        os.close(self.fd)
         subprocess.run(["ip", "netns", "del", self.name], check=True)
 
 
