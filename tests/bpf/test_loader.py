@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,8 +12,9 @@ from pathlib import Path
 
 import pytest
 from tests.bpf.conftest import run_loader
+from tests.bpf.kernel import Loaded
 
-from node_agent.loader import Manifest, prune, read_manifest
+from node_agent.loader import Manifest, catch_up, prune, read_manifest
 from node_agent.loader.layout import parse_layout
 from node_agent.loader.objects import KEPT, Object, read_object, write_object
 from node_agent.loader.source import find_source, read_source
@@ -200,19 +202,124 @@ def test_lost_pins_are_made_again(place: Place) -> None:
     assert Path(manifest.maps["ours"].path).exists()
 
 
+@pytest.fixture
+def filled(place: Place) -> Iterator[Loaded]:
+    """Both maps with twelve entries."""
+    loaded = Loaded(place.loaded(), place.bpffs, place.state)
+    for number in range(12):
+        loaded.maps["ours"].set({"addr": f"10.0.0.{number}", "port": number}, {"number": number, "flags": 7})
+        loaded.maps["theirs"].set({"value": number}, {"number": number})
+    yield loaded
+    loaded.close()
+
+
+def content(place: Place) -> dict[str, list[str]]:
+    now = Loaded(place.manifest(), place.bpffs, place.state)
+    found = {name: sorted(map(str, opened.items())) for name, opened in now.maps.items()}
+    now.close()
+    return found
+
+
 @pytest.mark.root
-def test_another_size_of_a_map_of_the_programs_replaces_it(place: Place) -> None:
-    place.loaded()
-    ids = place.map_ids()
-    manifest = place.loaded("--size", "theirs=32")
-    assert manifest.maps["theirs"].max_entries == 32
-    now = place.map_ids()
-    assert now["ours"] == ids["ours"]
-    assert now["theirs"] != ids["theirs"]
+@pytest.mark.parametrize("size", [12, 32])
+def test_another_size_keeps_what_the_maps_hold(place: Place, filled: Loaded, size: int) -> None:
+    before, ids = content(place), place.map_ids()
+    shown = place.load("--size", f"ours={size}", "--size", f"theirs={4 * size}").stdout
+    assert "with what they held: ours, theirs" in shown
+    assert [place.manifest().maps[name].max_entries for name in ("ours", "theirs")] == [size, 4 * size]
+    assert content(place) == before
+    assert all(place.map_ids()[name] != ids[name] for name in ids)
+    assert "already loaded" in place.load("--size", f"ours={size}", "--size", f"theirs={4 * size}").stdout
 
 
-CHANGES = [
-    ("size", [], "MAP_HASH(ours", "", ["--size", "ours=32"], "16 entries", "32 entries"),
+@pytest.mark.root
+@pytest.mark.parametrize("name", ["ours", "theirs"])
+def test_a_size_below_what_a_map_holds_is_refused(place: Place, filled: Loaded, name: str) -> None:
+    before, pins, ids = content(place), place.pins(), place.map_ids()
+    result = place.load("--size", f"{name}=11")
+    assert result.returncode == 3
+    assert f"map {name}: it holds 12 entries and is to have room for 11" in result.stderr
+    assert (content(place), place.pins(), place.map_ids()) == (before, pins, ids)
+    place.loaded("--size", f"{name}=11", "--recreate")
+    assert content(place)[name] == []
+
+
+@pytest.mark.root
+def test_what_programs_write_to_a_replaced_map_is_caught_up_with(place: Place, filled: Loaded) -> None:
+    place.loaded("--size", "theirs=64")
+    filled.maps["theirs"].set({"value": 50}, {"number": 50})  # by a program that is still attached
+    filled.maps["theirs"].set({"value": 3}, {"number": 999})
+    now = Loaded(place.manifest(), place.bpffs, place.state)
+    now.maps["theirs"].set({"value": 3}, {"number": 33})  # by one that is attached already
+    assert catch_up(place.bpffs) == 1
+    assert now.maps["theirs"].get({"value": 50}) == {"number": 50, "flags": 0}
+    assert now.maps["theirs"].get({"value": 3}) == {"number": 33, "flags": 0}
+    filled.maps["theirs"].set({"value": 51}, {"number": 51})
+    assert catch_up(place.bpffs, last=True) == 1
+    assert not (place.bpffs / "replaced").exists()
+    assert catch_up(place.bpffs) == 0
+    now.close()
+
+
+@pytest.mark.root
+def test_two_sizes_in_a_row_catch_up_with_what_is_attached(place: Place, filled: Loaded) -> None:
+    """No agent has moved a link in between: the first map is still the one that programs use."""
+    place.loaded("--size", "theirs=64")
+    place.loaded("--size", "theirs=128")
+    filled.maps["theirs"].set({"value": 50}, {"number": 50})
+    assert catch_up(place.bpffs, last=True) == 1
+    assert len(content(place)["theirs"]) == 13
+
+
+@pytest.mark.root
+def test_what_means_something_else_is_not_caught_up_with(place: Place, filled: Loaded) -> None:
+    place.loaded("--size", "theirs=64")
+    place.edit("maps.h", "MAP_LRU(theirs, u32, struct value)", "MAP_LRU(theirs, u32, struct other)")
+    place.edit("maps.h", "MAP_HASH(ours,", "struct other { u32 flags; u64 number; };\nMAP_HASH(ours,")
+    place.loaded("--size", "theirs=64")
+    filled.maps["theirs"].set({"value": 50}, {"number": 50})
+    assert catch_up(place.bpffs, last=True) == 0
+    assert content(place)["theirs"] == []
+
+
+# The call at which the loader is killed. Of the renames, the second: one map has its new size, the other has not.
+DEATHS = [("load.copy", 2), ("load.load_program", 1), ("load.retain", 1), ("load._pin", 1), ("Path.rename", 2)]
+DEATHS += [("shutil.rmtree", 1), ("load.write_manifest", 1)]
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(("where", "calls"), DEATHS, ids=[where for where, _ in DEATHS])
+def test_a_loader_killed_anywhere_leaves_what_works(place: Place, filled: Loaded, where: str, calls: int) -> None:
+    before = content(place)
+    options = ("--size", "ours=32", "--size", "theirs=64")
+    dies = f"""
+import os, shutil, sys
+from pathlib import Path
+from node_agent.loader import __main__ as command, load
+called, left = {where}, [{calls}]
+def dying(*arguments, **more):
+    left[0] -= 1
+    if not left[0]:
+        os.kill(os.getpid(), 9)
+    return called(*arguments, **more)
+{where} = dying
+command.main()
+"""
+    command = ["--bpffs", place.bpffs, "--state", place.state, "--cache", place.cache, "--source", place.source]
+    died = subprocess.run([sys.executable, "-c", dies, *map(str, command), *options], check=False, capture_output=True)
+    assert died.returncode == -signal.SIGKILL, died.stderr
+    # What programs that are attached look into, and what the next loader finds: nothing is missing.
+    assert sorted(map(str, filled.maps["theirs"].items())) == before["theirs"]
+    filled.maps["theirs"].set({"value": 50}, {"number": 50})
+    place.loaded(*options)
+    catch_up(place.bpffs, last=True)
+    after = content(place)
+    assert after["ours"] == before["ours"]
+    assert len(after["theirs"]) == 13
+    assert [place.manifest().maps[name].max_entries for name in ("ours", "theirs")] == [32, 64]
+
+
+CHANGES: list[tuple[str, list[str], str, str, list[str], str, str]] = [
     ("key", ["maps.h"], "u8 pad[2]", "u8 pad[6]", [], "key 20 B", "key 24 B"),
     ("meaning", ["maps.h"], "u64 number; u32 flags", "u32 flags; u64 number", [], "other fields", "ours"),
 ]

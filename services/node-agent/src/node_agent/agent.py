@@ -17,7 +17,7 @@ from typing import TypeVar
 from node_agent.attach import Attachments, Devices
 from node_agent.entries import NO_DEVICE, Entries
 from node_agent.healthchecks import HealthChecks
-from node_agent.loader import Manifest, read_manifest
+from node_agent.loader import Manifest, catch_up, read_manifest
 from node_agent.maps import Maps
 from node_agent.netlink import HostWatch
 from node_agent.routes import Routes, wanted
@@ -123,6 +123,10 @@ class Agent:
         self.tables = Tables({name: self.maps[name].items() for name in ORDER})
         settings = self._settings
         self.attachments = Attachments(self.manifest, settings.bpffs, settings.cgroup, settings.attach)
+        # Of maps that have another size now: what programs wrote since they were copied, as late as can be, and again.
+        catch_up(settings.bpffs)
+        self.attachments.replace_programs()
+        catch_up(settings.bpffs)
         self.attachments.attach_cgroup()
 
     async def close(self) -> None:
@@ -185,6 +189,7 @@ class Agent:
             since, self._since = self._since, None
             await self._attach_devices()
             if first:
+                await self.in_worker(self._finish_maps)
                 pruned = await self.in_worker(lambda: self.attachments.finish(self._watch.host.devices))
                 log.info("programs attached", tcx=self.attachments.tcx, removed_versions=pruned)
                 first = False
@@ -202,6 +207,10 @@ class Agent:
             else:
                 backoff.reset()
                 await self._changed.wait()
+
+    def _finish_maps(self) -> None:
+        """No program of ours uses the maps of earlier sizes any more, where all could be attached."""
+        catch_up(self._settings.bpffs, last=not self._refused)
 
     async def _attach_devices(self) -> None:
         """Programs on every pod device and uplink, also on those of pods that nobody has told us about yet."""

@@ -63,6 +63,11 @@ def link_info(link: int, attach: str) -> LinkInfo:
     return LinkInfo(program, target)
 
 
+def program_of(link: int) -> int:
+    """The id of the link's program."""
+    return int(struct.unpack_from("=I", _info(link, 64), 8)[0])
+
+
 def program_id(fd: int) -> int:
     return int(struct.unpack_from("=I", _info(fd, 16), 4)[0])  # struct bpf_prog_info: type, id
 

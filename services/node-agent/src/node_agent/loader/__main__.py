@@ -47,7 +47,8 @@ def main(bpffs: Path, state: Path, cache: Path, sizes: dict[str, int], source: P
         sys.exit(2)
     done = "compiled and loaded" if outcome.compiled else "loaded" if outcome.loaded else "already loaded"
     replaced = f"; replaced maps: {', '.join(outcome.replaced)}" if outcome.replaced else ""
-    click.echo(f"{outcome.manifest.digest}: {done}{replaced}")
+    resized = f"; maps of another size, with what they held: {', '.join(outcome.resized)}" if outcome.resized else ""
+    click.echo(f"{outcome.manifest.digest}: {done}{replaced}{resized}")
 
 
 if __name__ == "__main__":

@@ -3,11 +3,12 @@
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from node_agent.loader.carry import CARRIED, copy, count, forget, retain
 from node_agent.loader.compile import compile_source
 from node_agent.loader.manifest import Manifest, MapEntry, ProgramEntry, read_manifest, write_manifest
 from node_agent.loader.objects import MapShape, Object, read_object, write_object
@@ -26,6 +27,7 @@ class Outcome:
     compiled: bool  # otherwise it came from the cache, if it was needed
     loaded: bool
     replaced: tuple[str, ...] = ()  # maps that were pinned with another definition
+    resized: tuple[str, ...] = ()  # maps that were pinned with another size, and whose entries were kept
 
 
 @dataclass(frozen=True)
@@ -95,24 +97,42 @@ def _build(places: Places, source_dir: Path, source: Source, have: Manifest | No
     maps.mkdir(exist_ok=True)
     pinned = {name: maps / name for name in source.maps if (maps / name).exists()}
     differing = _differing(content, wanted, pinned, have)
-    refused = {name: text for name, text in differing.items() if name not in source.owned_by_programs}
+    refused = {
+        name: found.text
+        for name, found in differing.items()
+        if found.too_small or (not found.resized and name not in source.owned_by_programs)
+    }
     if refused and not recreate:
         raise MapMismatchError(
             "\n".join(f"map {name}: {text}" for name, text in refused.items())
-            + "\nThese maps hold what the agent wrote. Load with the sizes they have, or with --recreate"
+            + "\nLoad with a size that holds what is there, or with --recreate, which forgets it"
         )
+    replaced = differing.keys() - {name for name, found in differing.items() if found.resized and name not in refused}
+    resized = differing.keys() - replaced
     with ExitStack() as stack:
         fresh = {
             name: _kept(stack, create_map(name, wanted[name]))
             for name in wanted
             if name in differing.keys() | wanted.keys() - pinned.keys()
         }
-        fds = fresh | {name: stack.enter_context(opened(pinned[name])) for name in wanted.keys() - fresh.keys()}
+        old = {name: stack.enter_context(opened(path)) for name, path in pinned.items()}
+        for name in resized:
+            copy(old[name], fresh[name], wanted[name])
+        fds = old | fresh
         programs = {name: _kept(stack, load_program(name, content.programs[name].linked(fds))) for name in PROGRAMS}
         manifest = _manifest(places.bpffs, source, content, wanted)
+        # From here on what is copied and what is in use are two maps, also if the loader dies.
+        for name in resized & source.owned_by_programs:
+            retain(places.bpffs, have.digest if have else "unknown", name, old[name])
+        for name in replaced:
+            forget(places.bpffs, name)
         _pin(places.bpffs, source.digest, programs, {name: fd for name, fd in fresh.items() if name in source.maps})
     write_manifest(places.state, manifest)
-    return Outcome(manifest, compiled=compiled, loaded=True, replaced=tuple(differing))
+    return Outcome(manifest, compiled, loaded=True, replaced=_sorted(replaced), resized=_sorted(resized))
+
+
+def _sorted(names: Collection[str]) -> tuple[str, ...]:
+    return tuple(sorted(names))
 
 
 def _find_or_compile(cache: Path, source_dir: Path, source: Source) -> tuple[Object, bool]:
@@ -139,20 +159,39 @@ def _sized(source: Source, name: str, shape: MapShape) -> Definition:
     return replace(shape.created, max_entries=shape.created.max_entries // COMPILED_ENTRIES * source.sizes[name])
 
 
+@dataclass(frozen=True)
+class _Difference:
+    """Of a pinned map to what the source wants: have and want in words."""
+
+    text: str
+    resized: bool = False  # it is the number of entries alone
+    too_small: bool = False  # what it holds would not fit
+
+
 def _differing(
     content: Object, wanted: Mapping[str, Definition], pinned: Mapping[str, Path], have: Manifest | None
-) -> dict[str, str]:
-    """Pinned maps that are not what the source wants -> have and want in words."""
-    differing: dict[str, str] = {}
+) -> dict[str, _Difference]:
+    """Pinned maps that are not what the source wants."""
+    differing: dict[str, _Difference] = {}
     for name, path in pinned.items():
+        known = have.maps.get(name) if have else None
+        shape, want = content.maps[name], wanted[name]
+        if known is not None and (known.key, known.value) != (shape.key, shape.value):
+            differing[name] = _Difference("pinned with other fields in its key or value than the source has now")
         with opened(path) as fd:
             found = definition(fd)
-        if wanted[name] != found:
-            differing[name] = f"pinned as {found}; wanted: {wanted[name]}"
-            continue
-        known = have.maps.get(name) if have else None
-        if known is not None and (known.key, known.value) != (content.maps[name].key, content.maps[name].value):
-            differing[name] = "pinned with other fields in its key or value than the source has now"
+            if found == want:
+                continue
+            text = f"pinned as {found}; wanted: {want}"
+            if name in differing or replace(found, max_entries=want.max_entries) != want or want.type not in CARRIED:
+                differing[name] = _Difference(text)
+                continue
+            held = count(fd, found) if want.max_entries < found.max_entries else 0
+        if held > want.max_entries:
+            text = (
+                f"it holds {held} entries and is to have room for {want.max_entries} (it has for {found.max_entries})"
+            )
+        differing[name] = _Difference(text, resized=True, too_small=held > want.max_entries)
     return differing
 
 
