@@ -1,12 +1,16 @@
 """The agents of this machine, asked on their unix sockets."""
 
+import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import aiohttp
+import click
+
+T = TypeVar("T")
 
 PATIENCE = 3.0  # seconds for an answer
 
@@ -29,6 +33,29 @@ def find(run: Path, node: str | None = None) -> list[Found]:
     return found
 
 
+def need(run: Path, node: str) -> Found:
+    """The node's agent, or the end of the command with a sentence."""
+    found = find(run, node)
+    if not found:
+        raise click.ClickException(f"no agent of node {node} on this machine (none under {run})")
+    return found[0]
+
+
+def answered(agent: Found, ask: Callable[[Found], Awaitable[T]]) -> T:
+    """What the agent answers, or the end of the command with a sentence."""
+
+    async def wait() -> T:
+        return await ask(agent)
+
+    try:
+        return asyncio.run(wait())
+    except aiohttp.ClientResponseError as error:
+        text = f"the agent on {agent.socket} does not know this question ({error.status}): it may be of another version"
+        raise click.ClickException(text) from error
+    except (aiohttp.ClientError, OSError, TimeoutError) as error:
+        raise click.ClickException(f"the agent does not answer on {agent.socket}: {error}") from error
+
+
 async def status(agent: Found) -> dict[str, Any]:
     """What the agent says of itself; an agent that does not answer is a row with `error`."""
     try:
@@ -47,13 +74,23 @@ async def status(agent: Found) -> dict[str, Any]:
 
 async def services(agent: Found) -> list[dict[str, Any]]:
     """Which backends the node gives to whom, and why not the others. Raises OSError, aiohttp.ClientError."""
+    found: list[dict[str, Any]] = await _ask(agent, "services", {})
+    return found
+
+
+async def trace(agent: Found, question: Mapping[str, str]) -> dict[str, Any]:
+    """What the node's programs would do with a new connection. Raises OSError, aiohttp.ClientError."""
+    found: dict[str, Any] = await _ask(agent, "services/trace", question)
+    return found
+
+
+async def _ask(agent: Found, what: str, query: Mapping[str, str]) -> Any:
     timeout = aiohttp.ClientTimeout(total=PATIENCE)
     async with (
         aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(agent.socket)), timeout=timeout) as session,
-        session.get("http://agent/services") as answer,
+        session.get(f"http://agent/{what}", params=query, raise_for_status=True) as answer,
     ):
-        found: list[dict[str, Any]] = await answer.json()
-        return found
+        return await answer.json()
 
 
 async def events(agent: Found, drops: bool, verdicts: bool) -> AsyncIterator[dict[str, Any]]:

@@ -1,14 +1,13 @@
 """`tidegate services`."""
 
-import asyncio
 from typing import Any
 
-import aiohttp
 import click
 
 from tidegate.cli import agents, render
 from tidegate.cli.cluster import backends, here, load, reads_cluster
 from tidegate.cli.output import output_option, show_json, show_table
+from tidegate.cli.trace import trace
 from tidegate.records import Backend, Service, ServicePort
 from tidegate.records.addresses import unpack_address
 from tidegate.runtime.settings import CommonSettings
@@ -58,13 +57,18 @@ def _service_rows(namespace: str | None, common: CommonSettings) -> list[dict[st
     return rows
 
 
-@click.command()
+@click.group(invoke_without_command=True)
 @reads_cluster
 @click.option("-n", "--namespace", help="Only this namespace.")
 @click.option("--node", help="What that node, of this machine, gives to whom, and why it leaves out the others.")
 @output_option
-def services(common: CommonSettings, namespace: str | None, node: str | None, output: str) -> None:
+@click.pass_context
+def services(
+    context: click.Context, common: CommonSettings, namespace: str | None, node: str | None, output: str
+) -> None:
     """Services: frontends and backends, as etcd has them, or as a node chooses among them."""
+    if context.invoked_subcommand is not None:
+        return
     if node is not None:
         _show_choice(node, namespace, output)
         return
@@ -96,22 +100,17 @@ def _frontends(row: dict[str, Any]) -> list[str]:
 
 
 def _show_choice(node: str, namespace: str | None, output: str) -> None:
-    found = agents.find(here(), node)
-    if not found:
-        raise click.ClickException(f"no agent of node {node} on this machine (none under {here()})")
-    try:
-        choices = asyncio.run(agents.services(found[0]))
-    except (aiohttp.ClientError, OSError, TimeoutError) as error:
-        raise click.ClickException(f"the agent does not answer on {found[0].socket}: {error}") from error
+    choices = agents.answered(agents.need(here(), node), agents.services)
     rows = [row for row in choices if namespace in (None, row["namespace"])]
     if output == "json":
         show_json(rows)
         return
     show_table(
-        ("service", "frontends", "policy", "backends", "left out"),
+        ("service", "type", "frontends", "policy", "backends", "left out"),
         (
             (
                 f"{row['namespace']}/{row['name']}",
+                row["type"],
                 "\n".join(f"{frontend}/{render.protocol(row['protocol'])}" for frontend in row["frontends"]),
                 row["traffic_policy"],
                 "\n".join(row["backends"]) or f"none: {row['refusal']}",
@@ -120,3 +119,6 @@ def _show_choice(node: str, namespace: str | None, output: str) -> None:
             for row in rows
         ),
     )
+
+
+services.add_command(trace)

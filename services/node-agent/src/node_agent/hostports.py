@@ -1,10 +1,12 @@
 """hostPort of this node's pods: ports of the node that lead to one pod, as the CNI plugin `portmap` does it. Pure."""
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from node_agent.frontends import HOST_PORT, IPV6, Frontend, family, is_served
 from node_agent.selections import FrontendTable, SelectionTable
 from tidegate.records import Endpoint, HostPort
+from tidegate.records.addresses import write_end
 from tidegate.records.ids import SERVICE_SPACE, Numbering
 
 Key = tuple[str, str]
@@ -39,8 +41,7 @@ class HostPortView:
 
     def _program(self, key: Key) -> None:
         pod = self._pods.get(key)
-        # Of each family the first address.
-        backends = {family(address): address for address in reversed(pod.addresses)} if pod else {}
+        backends = self._backends(pod) if pod else {}
         wanted = {(item, bit): address for bit, address in backends.items() for item in pod.host_ports} if pod else {}
         numbers = self._numbers.setdefault(key, {})
         for (item, bit), address in wanted.items():
@@ -54,6 +55,34 @@ class HostPortView:
             self._selections.empty(number)
         if not numbers:
             del self._numbers[key]
+
+    def explain(self) -> Iterator[dict[str, Any]]:
+        """For people: rows of the form of those of Services (node_agent.explain)."""
+        for key, numbers in sorted(self._numbers.items()):
+            backends = self._backends(self._pods[key])
+            for (item, bit), number in sorted(numbers.items(), key=lambda each: (each[0][0].port, each[1])):
+                leading = self._frontends(numbers, [(item, bit)])
+                yield {
+                    "namespace": key[0],
+                    "name": key[1],
+                    "type": "hostPort",
+                    "selection": number,
+                    "port": item.port,
+                    "protocol": item.protocol,
+                    "family": "IPv6" if bit else "IPv4",
+                    "traffic_policy": "",
+                    "affinity_seconds": 0,
+                    "source_ranges": [],
+                    "frontends": sorted(write_end(frontend.address, frontend.port) for frontend in leading),
+                    "backends": [write_end(backends[bit], item.target)],
+                    "left_out": {},
+                    "refusal": "",
+                }
+
+    @staticmethod
+    def _backends(pod: Endpoint) -> dict[int, bytes]:
+        """Of each family the pod's first address."""
+        return {family(address): address for address in reversed(pod.addresses)}
 
     def _frontends(self, numbers: dict[Port, int], wanted: Iterable[Port]) -> Iterator[Frontend]:
         for item, bit in wanted:

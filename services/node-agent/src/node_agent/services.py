@@ -2,12 +2,10 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
-from node_agent.choice import Place, Refusal, Selection, select, why_not
+from node_agent.choice import Place, Refusal, Selection, select
 from node_agent.entries import PRESENT, Entries
 from node_agent.frontends import (
-    IPV6,
     LOCAL,
     external,
     families,
@@ -21,7 +19,6 @@ from node_agent.healthchecks import HealthCheck
 from node_agent.selections import FrontendTable, SelectionTable
 from node_agent.table import Tables
 from tidegate.records import Backend, BackendShard, Service, ServicePort
-from tidegate.records.addresses import write_end
 
 Key = tuple[str, str]
 
@@ -34,6 +31,7 @@ class Wanted:
     number: int
     selection: Selection
     among: list[Backend]
+    without_port: list[Backend]  # of the same Service and family
     outside: bool  # for clients outside the cluster, too
 
 
@@ -60,6 +58,19 @@ class ServiceView:
     @property
     def services(self) -> dict[Key, Service]:
         return self._services
+
+    @property
+    def place(self) -> Place:
+        return self._place
+
+    @property
+    def own(self) -> frozenset[bytes]:
+        """The node's own addresses."""
+        return self._own
+
+    def owner(self, selection: int) -> Key | None:
+        """The Service to which a selection belongs."""
+        return next((key for key, numbers in self._numbers.items() if selection in numbers), None)
 
     def set_zone(self, zone: str) -> None:
         """The zone of this node: what is near depends on it."""
@@ -102,7 +113,7 @@ class ServiceView:
 
     def _program_backends(self, key: Key, service: Service | None) -> None:
         needed: set[int] = set()
-        for wanted in self._wanted(key, service) if service else ():
+        for wanted in self.wanted(key, service) if service else ():
             needed.add(wanted.number)
             backends = {(backend.address, backend.ports[wanted.port.name]) for backend in wanted.selection.backends}
             dropping = wanted.selection.refusal is Refusal.DROP
@@ -114,60 +125,24 @@ class ServiceView:
         if needed:
             self._numbers[key] = needed
 
-    def _wanted(self, key: Key, service: Service) -> Iterator[Wanted]:
+    def wanted(self, key: Key, service: Service) -> Iterator[Wanted]:
         """The selections of all ports, each in each family of the Service."""
         known = self._known(key)
         for port in service.ports:
             for bit in families(service):
-                of_port = [b for b in known if port.name in b.ports and family(b.address) == bit]
+                of_family = [b for b in known if family(b.address) == bit]
+                of_port = [b for b in of_family if port.name in b.ports]
+                others = [b for b in of_family if port.name not in b.ports]
                 found = select(of_port, self._place)
                 for number in numbers(service, port):
                     selection = found.local if number & LOCAL else found.cluster
                     outside = is_external(service) and number == external(service, port)
-                    yield Wanted(port, number | bit, selection, of_port, outside)
+                    yield Wanted(port, number | bit, selection, of_port, others, outside)
 
     def _known(self, key: Key) -> list[Backend]:
         # One address in two shards, as while they are spread anew, is one backend.
         shards = self._shards.get(key, {}).values()
         return list({backend.address: backend for shard in shards for backend in shard.backends}.values())
-
-    def explain(self) -> Iterator[dict[str, Any]]:
-        """For people: each selection of each Service's ports, who gets it, and why a backend is not in it."""
-        for key, service in sorted(self._services.items()):
-            order = {port.id: index for index, port in enumerate(service.ports)}
-            found = list(self._wanted(key, service))
-            for wanted in sorted(found, key=lambda w: (order[w.port.id], w.number & IPV6, w.number & LOCAL)):
-                port, selection, local = wanted.port, wanted.selection, bool(wanted.number & LOCAL)
-                chosen, left_out = [], {}
-                for backend in sorted(wanted.among, key=lambda backend: backend.address):
-                    text = write_end(backend.address, backend.ports[port.name])
-                    reason = why_not(backend, selection, self._place, local)
-                    if reason:
-                        left_out[text] = reason
-                    else:
-                        chosen.append(text)
-                yield {
-                    "namespace": key[0],
-                    "name": key[1],
-                    "port": port.port,
-                    "protocol": port.protocol,
-                    "family": "IPv6" if wanted.number & IPV6 else "IPv4",
-                    "traffic_policy": "Local" if local else "Cluster",
-                    "frontends": self._leading_to(service, port.port, port.node_port, wanted.number),
-                    "backends": chosen,
-                    "left_out": left_out,
-                    "refusal": selection.refusal.value if selection.refusal else "",
-                }
-
-    def _leading_to(self, service: Service, port: int, node_port: int, number: int) -> list[str]:
-        """Frontends of the port behind which some clients get this selection, and which clients."""
-        found = []
-        for frontend in frontends(service, self._own):
-            if frontend.port and frontend.port in (port, node_port) and number in (frontend.service, frontend.outside):
-                inside, outside = frontend.service == number, frontend.outside == number
-                whom = "" if inside and outside else " (in the cluster)" if inside else " (outside)"
-                found.append(f"{write_end(frontend.address, frontend.port)}{whom}")
-        return found
 
     def _check_health(self, key: Key, service: Service | None) -> None:
         before = self._health_ports.pop(key, None)

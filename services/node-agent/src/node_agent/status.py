@@ -1,4 +1,4 @@
-"""What the agent says of itself: `/status` and `/monitor` on its socket, and the kernel's counters as metrics."""
+"""What the agent says of itself on its socket, and the kernel's counters as metrics."""
 
 import json
 import struct
@@ -9,10 +9,12 @@ from aiohttp import web
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from node_agent import nft
+from node_agent import nft, tracing
 from node_agent.agent import SETTING_GENERATION, Agent
+from node_agent.explain import explain
 from node_agent.monitor import MONITOR_DROPS, MONITOR_VERDICTS, Monitor
 from node_agent.table import ORDER
+from node_agent.tracing import read_question
 from tidegate.runtime.http import Health
 
 MIB = 1 << 20
@@ -110,7 +112,14 @@ def routes(agent: Agent, monitor: Monitor, health: Health, node: str) -> list[we
         return web.json_response(await status(agent, health, node))
 
     async def show_services(_: web.Request) -> web.Response:
-        return web.json_response(list(agent.view.services.explain()))
+        return web.json_response(list(explain(agent.view.services, agent.view.host_ports)))
+
+    async def show_trace(request: web.Request) -> web.Response:
+        try:
+            question = read_question(request.query)
+        except ValueError as error:
+            raise web.HTTPBadRequest(text=str(error)) from error
+        return web.json_response(await tracing.ask(agent, question, node))
 
     async def stream(request: web.Request) -> web.StreamResponse:
         bits = MONITOR_DROPS * (request.query.get("drops", "1") == "1")
@@ -125,4 +134,9 @@ def routes(agent: Agent, monitor: Monitor, health: Health, node: str) -> list[we
                     await response.write(json.dumps({"node": node, "lost": listener.lost}).encode() + b"\n")
                     listener.lost = 0
 
-    return [web.get("/status", show_status), web.get("/services", show_services), web.get("/monitor", stream)]
+    return [
+        web.get("/status", show_status),
+        web.get("/services", show_services),
+        web.get("/services/trace", show_trace),
+        web.get("/monitor", stream),
+    ]

@@ -1,0 +1,78 @@
+"""What the policies on both sides of a connection say to it, as the programs judge it. Pure."""
+
+from dataclasses import dataclass
+
+from tidegate.cli.cluster import Cluster, Name
+from tidegate.cli.ends import Client, node_with
+from tidegate.cli.policy import judge
+from tidegate.records import IDENTITY_NODE, IDENTITY_REMOTE_NODE, IDENTITY_WORLD, Direction, Endpoint
+from tidegate.records.addresses import unpack_address
+
+REASONS = {Direction.EGRESS: "POLICY_EGRESS", Direction.INGRESS: "POLICY_INGRESS"}
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """What the rules of one end say; `reason` is that of the drop where they deny, one of reasons.h."""
+
+    rules: str
+    allowed: bool
+    reason: str
+    why: str
+
+    @property
+    def text(self) -> str:
+        return f"{self.rules}: {'allowed' if self.allowed else 'denied'}: {self.why}"
+
+
+class Sides:
+    def __init__(self, cluster: Cluster, client: Client, source: bytes, protocol: int) -> None:
+        self._cluster = cluster
+        self._client = client
+        self._source = source
+        self._protocol = protocol
+
+    def judge(self, address: bytes, port: int, node: str, masqueraded: bool) -> list[Side]:
+        """For a connection to `address` that meets our programs at `node`; `masqueraded`: with its address."""
+        if address == self._source:
+            return []
+        found = []
+        if self._client.kind == "pod" and node == self._client.node:
+            found += self.egress(address, port)
+        pod = self.pod_with(address)
+        return found + ([self._ingress(*pod, port, node, masqueraded)] if pod else [])
+
+    def who(self, address: bytes) -> str:
+        return self._cluster.addresses().get(address, unpack_address(address))
+
+    def pod_with(self, address: bytes) -> tuple[Name, Endpoint] | None:
+        pods = self._cluster.all(Endpoint).items()
+        return next(((name, pod) for name, pod in pods if address in pod.addresses), None)
+
+    def egress(self, address: bytes, port: int) -> list[Side]:
+        pod = self.pod_with(self._source)
+        if pod is None:
+            return []
+        return [self._side(*pod, self._identity(address, pod[1].node), Direction.EGRESS, port)]
+
+    def _ingress(self, name: Name, pod: Endpoint, port: int, node: str, masqueraded: bool) -> Side:
+        if self._client.kind == "node" and pod.node == self._client.node and not masqueraded:
+            return Side(f"ingress of {'/'.join(name)}", True, "", "its own node always reaches it")
+        peer = IDENTITY_REMOTE_NODE if masqueraded else self._identity(self._source, pod.node)
+        found = self._side(name, pod, peer, Direction.INGRESS, port)
+        seen = f"{found.rules}, as a connection of {node}" if masqueraded else found.rules
+        return Side(seen, found.allowed, found.reason, found.why)
+
+    def _side(self, name: Name, pod: Endpoint, peer: int, direction: Direction, port: int) -> Side:
+        verdict = judge(self._cluster, pod.identity, peer, direction, self._protocol, port)
+        rules = f"{'ingress' if direction == Direction.INGRESS else 'egress'} of {'/'.join(name)}"
+        return Side(rules, verdict.allowed, "" if verdict.allowed else REASONS[direction], verdict.why)
+
+    def _identity(self, address: bytes, seen_by: str) -> int:
+        pod = self.pod_with(address)
+        if pod is not None:
+            return pod[1].identity
+        owner = node_with(self._cluster, address)
+        if owner is None:
+            return IDENTITY_WORLD
+        return IDENTITY_NODE if owner == seen_by else IDENTITY_REMOTE_NODE
