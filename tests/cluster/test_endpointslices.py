@@ -100,3 +100,22 @@ def test_whom_a_service_selects() -> None:
     assert not selects(service(), pod("a", app="db"))
     assert not selects(service(selector=None), pod("a")), "its slices are made by hand"
     assert not selects(service(type="ExternalName"), pod("a"))
+
+
+def test_hints_by_traffic_distribution() -> None:
+    """KEP-4444 and KEP-3015; who is not ready needs none, and where there is no zone there is none to name."""
+
+    def hints(distribution: str | None, zone: str = "z", ready: bool = True) -> dict[str, Any] | None:
+        wanted = service({"port": 80}, **({"trafficDistribution": distribution} if distribution else {}))
+        (item,) = slices(wanted, [pod("p", "10.0.0.1", ready=ready)], {"n1": zone}).values()
+        found: dict[str, Any] | None = item["endpoints"][0].get("hints")
+        return found
+
+    zone, node = {"forZones": [{"name": "z"}]}, {"forNodes": [{"name": "n1"}]}
+    assert hints(None) is None
+    assert hints("PreferClose") == hints("PreferSameZone") == zone
+    assert hints("PreferSameNode") == {**zone, **node}
+    assert hints("PreferSameNode", zone="") == node
+    assert hints("PreferSameZone", zone="") is None
+    assert hints("PreferSameNode", ready=False) is None
+    assert hints("of a later version") is None

@@ -8,13 +8,14 @@ from typing import Any, TypeVar
 from tidegate.kube import objects
 from tidegate.kube.client import ApiError, KubeClient
 from tidegate.kube.track import Handler, Key, track
-from tidegate.kube.watch import ENDPOINT_SLICES, PODS, SERVICES, Invalid, Resource
+from tidegate.kube.watch import ENDPOINT_SLICES, NODES, PODS, SERVICES, Invalid, Resource
 
 T = TypeVar("T", bound=objects.Object)
 
 MANAGED_BY = "endpointslice.kubernetes.io/managed-by"
 MANAGER = "endpointslice-controller.playground.tidegate.dev"
 SERVICE_NAME = "kubernetes.io/service-name"
+ZONE = "topology.kubernetes.io/zone"
 LARGEST = 100  # endpoints in a slice, as kube-controller-manager's default
 FINISHED = ("Succeeded", "Failed")
 
@@ -37,16 +38,25 @@ def target_port(port: objects.ServicePort, pod: objects.Pod) -> int | None:
     return None
 
 
-def endpoint(pod: objects.Pod, address: str, zone: str, not_ready_too: bool) -> dict[str, Any]:
+def hints(service: objects.Service, node: str, zone: str) -> dict[str, Any]:
+    """Whom a ready endpoint is for, by `trafficDistribution` (KEP-4444, KEP-3015)."""
+    wanted = service.spec.traffic_distribution
+    found: dict[str, Any] = {}
+    if wanted in ("PreferClose", "PreferSameZone", "PreferSameNode") and zone:
+        found["forZones"] = [{"name": zone}]
+    if wanted == "PreferSameNode":
+        found["forNodes"] = [{"name": node}]
+    return {"hints": found} if found else {}
+
+
+def endpoint(service: objects.Service, pod: objects.Pod, address: str, zone: str) -> dict[str, Any]:
     serving = is_ready(pod)
     terminating = pod.metadata.deletion_timestamp is not None
+    ready = service.spec.publish_not_ready_addresses or (serving and not terminating)
     return {
         "addresses": [address],
-        "conditions": {
-            "ready": not_ready_too or (serving and not terminating),
-            "serving": serving,
-            "terminating": terminating,
-        },
+        "conditions": {"ready": ready, "serving": serving, "terminating": terminating},
+        **(hints(service, pod.spec.node_name, zone) if ready else {}),
         "nodeName": pod.spec.node_name,
         **({"zone": zone} if zone else {}),
         "targetRef": {
@@ -69,8 +79,7 @@ def slices(service: objects.Service, pods: list[objects.Pod], zones: dict[str, s
             family = "IPv6" if ":" in item.ip else "IPv4"
             if family in families:
                 zone = zones.get(pod.spec.node_name, "")
-                ready_anyway = service.spec.publish_not_ready_addresses
-                groups[family, ports].append(endpoint(pod, item.ip, zone, ready_anyway))
+                groups[family, ports].append(endpoint(service, pod, item.ip, zone))
     return {
         body["metadata"]["name"]: body
         for (family, ports), endpoints in groups.items()
@@ -142,6 +151,28 @@ class _Pods:
                     self._owner.due(key)
 
 
+class _Nodes:
+    """Zones: of these the endpoints and their hints tell."""
+
+    def __init__(self, owner: "Controller") -> None:
+        self._owner = owner
+
+    def changed(self, item: objects.Node) -> None:
+        self._set(item.metadata.name, item.labels.get(ZONE, ""))
+
+    def deleted(self, key: Key) -> None:
+        self._set(key[1], "")
+
+    def invalid(self, item: Invalid) -> None:
+        del item
+
+    def _set(self, node: str, zone: str) -> None:
+        if self._owner.zones.get(node, "") != zone:
+            self._owner.zones[node] = zone
+            for key in self._owner.services:
+                self._owner.due(key)
+
+
 class _Slices:
     def __init__(self, owner: "Controller") -> None:
         self._owner = owner
@@ -165,15 +196,15 @@ class _Slices:
 class Controller:
     """One task writes; what becomes due while it writes is done once, afterwards."""
 
-    def __init__(self, api: KubeClient, zones: dict[str, str]) -> None:
+    def __init__(self, api: KubeClient) -> None:
         self._api = api
-        self._zones = zones  # node → zone
+        self.zones: dict[str, str] = {}  # node → zone
         self.services: dict[Key, objects.Service] = {}
         self.pods: dict[Key, objects.Pod] = {}
         self.written: dict[Key, tuple[Key, dict[str, Any] | None]] = {}  # slice → Service, content
         self._due: dict[Key, None] = {}
         self._wake = asyncio.Event()
-        self._waiting = {SERVICES.kind, PODS.kind, ENDPOINT_SLICES.kind}
+        self._waiting = {NODES.kind, SERVICES.kind, PODS.kind, ENDPOINT_SLICES.kind}
 
     def due(self, service: Key) -> None:
         self._due[service] = None
@@ -182,6 +213,7 @@ class Controller:
     async def run(self) -> None:
         """Never returns."""
         async with asyncio.TaskGroup() as group:
+            group.create_task(self._track(NODES, _Nodes(self)))
             group.create_task(self._track(SERVICES, _Services(self)))
             group.create_task(self._track(PODS, _Pods(self)))
             group.create_task(self._track(ENDPOINT_SLICES, _Slices(self)))
@@ -213,7 +245,7 @@ class Controller:
                 for pod in self.pods.values()
                 if pod.status.phase not in FINISHED and pod.status.pod_ips and selects(service, pod)
             ]
-        wanted = slices(service, pods, self._zones) if service is not None else {}
+        wanted = slices(service, pods, self.zones) if service is not None else {}
         for name, body in wanted.items():
             if self.written.get((key[0], name)) != (key, body):
                 await self._put(key, name, body)

@@ -143,7 +143,7 @@ class Supervisor:
         group.create_task(kubelet.run())
         group.create_task(Scheduler(api, self._nodes).run())
         if self._options.endpoint_slices:
-            group.create_task(Controller(api, {node.name: node.zone for node in self._nodes}).run())
+            group.create_task(Controller(api).run())
         await self._until_ready()
         self._register.note(
             ready=True, etcd=self._etcd.endpoint, etcd_unix=self._etcd.unix, kubeconfig=str(self.kubeconfig)
