@@ -13,7 +13,7 @@
 #define SIZE_devices 256
 #endif
 #ifndef SIZE_frontends
-#define SIZE_frontends 65536
+#define SIZE_frontends 131072
 #endif
 #ifndef SIZE_services
 #define SIZE_services 65536
@@ -22,7 +22,7 @@
 #define SIZE_backends 524288
 #endif
 #ifndef SIZE_slots
-#define SIZE_slots 65536
+#define SIZE_slots 524288
 #endif
 #ifndef SIZE_ring
 #define SIZE_ring 262144

@@ -11,6 +11,7 @@ from policy_sync.sync import PolicySync
 from tidegate.kube.fake import FakeApi
 from tidegate.kube.watch import ENDPOINT_SLICES, NAMESPACES, NETWORK_POLICIES, NODES, PODS, SERVICES
 from tidegate.records import Endpoint, Keyspace, Problem, Record, decode
+from tidegate.records.capacity import DEFAULT
 from tidegate.runtime.http import Health
 from tidegate.store.memory import MemoryStore
 
@@ -34,6 +35,7 @@ class World:
     def __init__(self) -> None:
         self.api = FakeApi()
         self.store = MemoryStore()
+        self.capacity = DEFAULT
         self.grace = 3600.0  # seconds; collect() is called by the tests
         self.endpoint_sync: EndpointSync
 
@@ -85,7 +87,9 @@ class World:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _endpoint_sync(self, holder: str) -> None:
-        service = self.endpoint_sync = EndpointSync(self.store, self.api, KEYS, Health("store"), self.grace)
+        service = self.endpoint_sync = EndpointSync(
+            self.store, self.api, KEYS, Health("store"), self.grace, self.capacity
+        )
         await service.start()
         await service.run(holder, 5)
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from tidegate.kube.client import ApiError
 from tidegate.kube.watch import GoneError, Unreachable
 
 
@@ -15,6 +16,8 @@ class FakeApi:
     def __init__(self) -> None:
         self.available = True
         self.lists = 0
+        self.requests: list[tuple[str, str]] = []  # method and path, of other than lists and watches
+        self.forbids = False  # whatever is neither list nor watch
         self._version = 1
         self._oldest = 0
         self._objects: dict[str, dict[tuple[str, str], dict[str, Any]]] = {}
@@ -37,6 +40,44 @@ class FakeApi:
         self._version += 1
         item["metadata"]["resourceVersion"] = str(self._version)
         self._emit(path, "DELETED", item)
+
+    async def get(self, path: str, query: dict[str, str] | None = None) -> dict[str, Any]:  # noqa: ARG002
+        await self._answered()
+        self.requests.append(("GET", path))
+        return self._objects[path.rpartition("/")[0]][self._key(path)]
+
+    async def create(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        """Raises ApiError (409) where there is one of that name, Unreachable."""
+        await self._answered()
+        self.requests.append(("POST", path))
+        key = body["metadata"]["namespace"], body["metadata"]["name"]
+        if key in self._objects.setdefault(path, {}):
+            raise ApiError(409, f"{key[1]} already exists")
+        self._objects[path][key] = body
+        return body
+
+    async def merge(self, path: str, patch: dict[str, Any]) -> dict[str, Any]:
+        """Of the first level only."""
+        await self._answered()
+        self.requests.append(("PATCH", path))
+        item = self._objects[path.rpartition("/")[0]][self._key(path)]
+        item.update(patch)
+        return item
+
+    @staticmethod
+    def _key(path: str) -> tuple[str, str]:
+        *_, namespace, _, name = path.split("/")
+        return namespace, name
+
+    async def _answered(self) -> None:
+        await asyncio.sleep(0)
+        if not self.available:
+            raise Unreachable("switched off")
+        if self.forbids:
+            raise ApiError(403, "forbidden")
+
+    def objects(self, path: str) -> list[dict[str, Any]]:
+        return list(self._objects.get(path, {}).values())
 
     def expire(self) -> None:
         """Forgets the history: a watch that is opened now from an older version gets 410."""

@@ -5,6 +5,7 @@
 | meta/synced/<writer>                         | Synced       | both          |
 | meta/problems/<writer>/<kind>/<ns>/<name>    | Problem      | both          |
 | meta/writer/<writer>                         | LastWrite    | both          |
+| meta/capacity                                | Capacity     | endpoint-sync |
 | nodes/<node>                                 | Node         | endpoint-sync |
 | identities/<identity>                        | Identity     | endpoint-sync |
 | identities/synced                            | Synced       | endpoint-sync |
@@ -27,6 +28,7 @@ from typing import NamedTuple
 
 from tidegate.records.schema import (
     BackendShard,
+    Capacity,
     Endpoint,
     Identity,
     IdentityKeys,
@@ -89,6 +91,9 @@ class Keyspace:
         """`namespace` is empty for objects of the cluster and then written as `-`."""
         return f"{self.prefix}meta/problems/{writer}/{kind}/{namespace or '-'}/{name}"
 
+    def capacity(self) -> str:
+        return f"{self.prefix}meta/capacity"
+
     def node(self, name: str) -> str:
         return f"{self.prefix}nodes/{name}"
 
@@ -139,6 +144,8 @@ def parse(path: str) -> Parsed | None:
         return Parsed(IdentityKeys, segments[1:])
     if path == "config/masquerade":
         return Parsed(Masquerade, segments[1:])
+    if path == "meta/capacity":
+        return Parsed(Capacity, segments[1:])
     if path == "identities/synced":
         return Parsed(Synced, ("endpoint-sync",))
     if segments[:2] == ("meta", "synced") and len(segments) == 3:

@@ -101,7 +101,7 @@ class LastWrite(Record, frozen=True, kw_only=True):
 
 
 class Problem(Record, frozen=True, kw_only=True):
-    """`meta/problems/<writer>/<kind>/<namespace>/<name>`: an object that could not be understood."""
+    """`meta/problems/<writer>/<kind>/<namespace>/<name>`: an object that could not be understood, or does not fit."""
 
     kind: ClassVar[str] = "problem"
 
@@ -119,6 +119,16 @@ class Masquerade(Record, frozen=True, kw_only=True):
     kind: ClassVar[str] = "masquerade"
 
     non_masquerade: tuple[tuple[Address, AddressPrefix], ...] = ()  # sorted; link-local ranges among them
+
+
+class Capacity(Record, frozen=True, kw_only=True):
+    """`meta/capacity`: what all Services together may take, as endpoint-sync was told (records.capacity)."""
+
+    kind: ClassVar[str] = "capacity"
+
+    backends: int = 0
+    frontends: int = 0
+    source_ranges: int = 0
 
 
 class Node(Record, frozen=True, kw_only=True):

@@ -16,7 +16,7 @@ from tidegate.store.writer import MAX_BYTES, Writer
 
 LEADER = metrics.gauge("leader", "1 while this process is the writer.", ("writer",))
 WRITES = metrics.counter("store_writes", "Keys written to or deleted from the store.", ("writer",))
-PROBLEMS = metrics.gauge("problems", "Objects that could not be understood, by kind.", ("writer", "kind"))
+PROBLEMS = metrics.gauge("problems", "Objects that could not be understood or do not fit, by kind.", ("writer", "kind"))
 PROPAGATION = metrics.histogram(
     "propagation", "From the first event that a transaction holds, as received, to its end.", ("writer",)
 )
@@ -56,6 +56,9 @@ class Publisher:
         self._too_large: set[str] = set()
         self._leading = False
         self.make_synced: Callable[[Synced], Synced] = lambda synced: synced
+        # Called when this service has begun to lead and knows what the store holds, and before each writing.
+        self.take_over: Callable[[], None] = lambda: None
+        self.prepare: Callable[[], None] = lambda: None
         self._marks = (keys.synced(name), *marks)
         by_prefix = {keys.prefix + prefix: rank for prefix, rank in ranks.items()}
         by_prefix[f"{keys.prefix}meta/problems/{name}/"] = PROBLEM_RANK
@@ -92,9 +95,10 @@ class Publisher:
             self.writer.want(key, value)
 
     def problem(self, kind: str, namespace: str, name: str, reason: str | None, last_good: str = "") -> None:
-        """The object cannot be understood (reason), or can again (None). Logged once, shown by `tidegate status`.
+        """The object cannot be understood, or does not fit (reason), or that is over (None).
 
-        `last_good` is for whoever writes here after a restart (records.Problem).
+        Logged once, shown by `tidegate status`. `last_good` is for whoever writes here after a restart
+        (records.Problem).
         """
         known = self._problems.get((kind, namespace, name))
         if reason == known:
@@ -103,7 +107,7 @@ class Publisher:
             del self._problems[kind, namespace, name]
         else:
             self._problems[kind, namespace, name] = reason
-            get_logger().warning("object not understood", kind=kind, namespace=namespace, name=name, reason=reason)
+            get_logger().warning("object refused", kind=kind, namespace=namespace, name=name, reason=reason)
         key = self.keys.problem(self.name, kind, namespace, name)
         kept = last_good if len(last_good) <= MAX_BYTES // 2 else ""
         self.put(key, None if reason is None else Problem(reason=reason[:1000], last_good=kept))
@@ -125,6 +129,10 @@ class Publisher:
         if self._since is None:
             self._since = time.monotonic()
         self._changed.set()
+
+    @property
+    def leading(self) -> bool:
+        return self._leading
 
     @property
     def complete(self) -> bool:
@@ -156,6 +164,7 @@ class Publisher:
         self._leading = True
         try:
             await self._load(fence)
+            self.take_over()
             while True:
                 self._changed.clear()
                 if self.complete:
@@ -180,6 +189,7 @@ class Publisher:
     async def _flush(self, fence: Fence) -> None:
         if self._reload:
             await self._load(fence)
+        self.prepare()
         for mark in self._marks:
             self.put(mark, self.make_synced(self._synced))
         since, self._since = self._since, None

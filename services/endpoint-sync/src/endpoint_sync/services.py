@@ -1,9 +1,12 @@
 """Services, their EndpointSlices, and the nodes."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from msgspec import structs
 
+from endpoint_sync.capacity import Ledger
+from endpoint_sync.events import Events, Notice
 from endpoint_sync.normalise import (
     SERVICE_NAME,
     ObjectError,
@@ -17,6 +20,7 @@ from tidegate.kube import objects
 from tidegate.kube.track import Key
 from tidegate.kube.watch import Invalid
 from tidegate.records import Backend, BackendShard, Service, ServicePort
+from tidegate.records.capacity import NOTHING, Amount, cost
 from tidegate.records.ids import Numbering, candidate, service_port_content
 from tidegate.records.shards import shard_count
 from tidegate.store.publisher import Publisher
@@ -62,71 +66,97 @@ class Nodes:
 class _State:
     """One Service: whether it has frontends, and its backends by address, slice and shard."""
 
-    facts: ServiceFacts | None = None
-    kept: bool = False  # not understood since the start: its stored records stand for it
+    record: Service | None = None
+    uid: str = ""
+    understood: bool = True
+    kept: bool = False  # not understood since the start: its stored record stands for it
+    cost: Amount = NOTHING
+    refusal: str = ""  # why what is wanted is not published
     sources: dict[bytes, dict[str, Backend]] = field(default_factory=dict)  # address → slice → backend
     shards: list[dict[bytes, Backend]] = field(default_factory=lambda: [{}])
+    touched: set[int] = field(default_factory=set)  # shards that are not published as they are
 
     @property
     def size(self) -> int:
         return len(self.sources)
 
+    def touch_all(self, at_least: int = 0) -> None:
+        self.touched.update(range(max(len(self.shards), at_least)))
+
 
 # Stands for the slices whose backends are only known from the store.
 STORED = ""
+# Reasons of Events.
+EXCEEDED, AVAILABLE = "TidegateCapacityExceeded", "TidegateCapacityAvailable"
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What the store holds of a Service."""
+
+    record: Service | None
+    backends: dict[bytes, Backend]
+    shards: frozenset[int]
 
 
 class Services:
-    """Handler of Service events, and by `slices` of EndpointSlice events. A changed slice costs its own size."""
+    """Handler of Service events, and by `slices` of EndpointSlice events. A changed slice costs its own size.
+
+    What is known becomes what is published in `settle`, Service by Service: one that does not fit into the capacity
+    keeps what is published of it.
+    """
 
     KIND = "Service"
 
-    def __init__(self, publisher: Publisher, numbering: Numbering) -> None:
+    def __init__(self, publisher: Publisher, numbering: Numbering, limit: Amount, events: Events) -> None:
         self._publisher = publisher
         self._numbering = numbering
+        self._events = events
+        self._ledger = Ledger(limit)
         self._states: dict[Key, _State] = {}
+        self._dirty: set[Key] = set()
+        self._refused: set[Key] = set()
+        self._stored: dict[Key, Published] = {}  # when we began to lead, of those not published by us since
+        self._unsettled: set[Key] = set()  # about which nothing was decided since then
         self.slices = Slices(publisher, self)
 
     def changed(self, item: objects.Service) -> None:
+        state = self._state(item.key)
         try:
             facts = service_facts(item)
         except ObjectError as error:
             self._refuse(item.key, str(error))
             return
-        self._publisher.problem(self.KIND, *item.key, None)
-        state = self._states.setdefault(item.key, _State())
-        had, has = state.facts is not None, facts is not None
-        state.facts, state.kept = facts, False
         record = self._record(item.key, facts) if facts else None
-        self._publisher.put(self._publisher.keys.service(*item.key), record)
-        if had != has:
-            self._publish(item.key, range(len(state.shards)))
-        self._drop_if_empty(item.key)
+        if not state.understood:
+            state.understood = True
+            self._publisher.problem(self.KIND, *item.key, state.refusal or None)
+        if (state.record is None) != (record is None) or state.kept:
+            state.touch_all()
+        state.record, state.uid, state.kept = record, item.metadata.uid, False
 
     def deleted(self, key: Key) -> None:
+        state = self._state(key)
         self._publisher.problem(self.KIND, *key, None)
-        self._publisher.put(self._publisher.keys.service(*key), None)
-        state = self._states.get(key)
-        if state:
-            state.facts, state.kept = None, False
-            self._publish(key, range(len(state.shards)))
-            self._drop_if_empty(key)
+        self._events.forget(*key)
+        state.record, state.kept, state.understood, state.refusal = None, False, True, ""
+        state.touch_all()
 
     def invalid(self, item: Invalid) -> None:
         self._refuse((item.namespace, item.name), item.reason)
 
     def _refuse(self, key: Key, reason: str) -> None:
+        state = self._state(key)
+        state.understood = False
         self._publisher.problem(self.KIND, *key, reason)
-        state = self._states.setdefault(key, _State())
-        if state.facts is None and not state.kept:
+        if state.record is None and not state.kept:
             state.kept = True
-            self._publisher.keep(self._publisher.keys.service(*key))
-            self._publish(key, range(len(state.shards)))
+            state.touch_all()
 
-    def _drop_if_empty(self, key: Key) -> None:
-        state = self._states[key]
-        if state.facts is None and not state.kept and not state.sources:
-            del self._states[key]
+    def _state(self, key: Key) -> _State:
+        """Whoever asks for it changes it."""
+        self._dirty.add(key)
+        return self._states.setdefault(key, _State())
 
     def _record(self, key: Key, facts: ServiceFacts) -> Service:
         ports = tuple(
@@ -143,7 +173,7 @@ class Services:
 
     def replace(self, key: Key, source: str, before: dict[bytes, Backend], after: dict[bytes, Backend]) -> None:
         """A slice (`source`) of the Service has other backends than before."""
-        state = self._states.setdefault(key, _State())
+        state = self._state(key)
         changed = {a for a in before.keys() | after.keys() if before.get(a) != after.get(a)}
         for address in changed:
             by_slice = state.sources.setdefault(address, {})
@@ -153,19 +183,16 @@ class Services:
                 by_slice.pop(source, None)
             if not by_slice:
                 del state.sources[address]
-        self._reshard(key, state, changed)
-        self._drop_if_empty(key)
+        self._reshard(state, changed)
 
-    def _reshard(self, key: Key, state: _State, changed: set[bytes]) -> None:
+    def _reshard(self, state: _State, changed: set[bytes]) -> None:
         count = shard_count(state.size, SHARD, len(state.shards))
         if count != len(state.shards):
-            before = len(state.shards)
+            state.touch_all()
             state.shards = [{} for _ in range(count)]
+            state.touch_all()
             changed = set(state.sources)
-            self._place(state, changed)
-            self._publish(key, range(max(before, count)))
-            return
-        self._publish(key, self._place(state, changed))
+        state.touched |= self._place(state, changed)
 
     def _place(self, state: _State, addresses: set[bytes]) -> set[int]:
         touched = set()
@@ -182,14 +209,90 @@ class Services:
                 state.shards[index][address] = backend
         return touched
 
-    def _publish(self, key: Key, indices: range | set[int]) -> None:
+    def take_over(self, stored: Mapping[Key, Published]) -> None:
+        """This is published; from now on `settle` decides about everything that changes, and first about all."""
+        self._stored = dict(stored)
+        self._unsettled = self._states.keys() | stored.keys()
+        self._ledger.reset({key: cost(known.record, known.backends.values()) for key, known in stored.items()})
+        self._refused.clear()
+        self._events.forget_all()
+        for key in self._unsettled:
+            known = stored.get(key)
+            self._state(key).touch_all(max(known.shards, default=-1) + 1 if known else 0)
+
+    def settle(self) -> None:
+        """Publishes what fits: first what needs no more than it has, then what grows, in the order of the names."""
+        dirty, self._dirty = self._dirty, set()
+        for key in dirty:
+            self._states[key].cost = self._cost(key)
+        growing = {key for key in dirty if self._ledger.grows(key, self._states[key].cost)}
+        for key in sorted(dirty - growing):
+            self._publish(key)
+        if self._ledger.freed:
+            growing |= self._refused
+            self._ledger.freed = False
+        for key in sorted(growing):
+            reason = self._ledger.lacking(key, self._states[key].cost)
+            if reason:
+                self._hold(key, f"does not fit: {reason}. Its last published state stays")
+            else:
+                self._publish(key)
+
+    def _cost(self, key: Key) -> Amount:
         state = self._states[key]
-        wanted = state.facts is not None or state.kept
-        for index in indices:
+        record = state.record
+        if state.kept and key in self._stored:
+            record = self._stored[key].record
+        return cost(record, [backend for shard in state.shards for backend in shard.values()])
+
+    def _hold(self, key: Key, reason: str) -> None:
+        state = self._states[key]
+        self._refused.add(key)
+        if key in self._unsettled:
+            self._unsettled.discard(key)
+            self._restore(key)
+        if state.refusal != reason:
+            if not state.refusal:
+                self._events.tell(Notice(*key, state.uid, EXCEEDED, reason))
+            state.refusal = reason
+            if state.understood:
+                self._publisher.problem(self.KIND, *key, reason)
+
+    def _restore(self, key: Key) -> None:
+        """What the store holds of the Service is to stay; we may have led before, and wanted something else."""
+        keys, known = self._publisher.keys, self._stored.get(key)
+        stored = {keys.backends(*key, index) for index in known.shards} if known else set()
+        for each in (keys.service(*key), *(keys.backends(*key, index) for index in sorted(self._states[key].touched))):
+            self._publisher.put(each, None)
+        for each in (keys.service(*key), *sorted(stored)):
+            self._publisher.keep(each)
+
+    def _publish(self, key: Key) -> None:
+        state = self._states[key]
+        self._ledger.take(key, state.cost)
+        self._refused.discard(key)
+        self._unsettled.discard(key)
+        if state.refusal:
+            state.refusal = ""
+            if state.record is not None:
+                self._events.tell(Notice(*key, state.uid, AVAILABLE, "fits again, and is published", warning=False))
+            if state.understood:
+                self._publisher.problem(self.KIND, *key, None)
+        where = self._publisher.keys.service(*key)
+        if state.kept:
+            self._publisher.keep(where)
+        else:
+            self._publisher.put(where, state.record)
+            self._stored.pop(key, None)
+        wanted = state.record is not None or state.kept
+        for index in state.touched:
             members = state.shards[index] if wanted and index < len(state.shards) else {}
             backends = tuple(members[address] for address in sorted(members))
             record = BackendShard(backends=backends) if backends else None
             self._publisher.put(self._publisher.keys.backends(*key, index), record)
+        state.touched.clear()
+        if not wanted and not state.sources:
+            del self._states[key]
 
 
 def shard_of(address: bytes, count: int) -> int:

@@ -4,20 +4,23 @@ import asyncio
 import time
 from collections.abc import Mapping
 from contextlib import aclosing
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from msgspec import structs
 
+from endpoint_sync.events import EventApi, Events
 from endpoint_sync.identities import Identities
 from endpoint_sync.masquerade import CONFIG, MasqueradeConfig
 from endpoint_sync.pods import Pods
-from endpoint_sync.services import Nodes, Services
+from endpoint_sync.services import Nodes, Published, Services
 from tidegate.kube.objects import Object
 from tidegate.kube.track import Handler, Key, track
-from tidegate.kube.watch import ENDPOINT_SLICES, NODES, PODS, SERVICES, Api, Resource
+from tidegate.kube.watch import ENDPOINT_SLICES, NODES, PODS, SERVICES, Resource
+from tidegate.kube.watch import Api as ReadApi
 from tidegate.records import (
     Backend,
     BackendShard,
+    Capacity,
     Identity,
     IdentityKeys,
     Keyspace,
@@ -26,6 +29,7 @@ from tidegate.records import (
     Synced,
     decode,
 )
+from tidegate.records.capacity import DEFAULT, Amount
 from tidegate.records.ids import SERVICE_SPACE, Numbering, service_port_content
 from tidegate.runtime.http import Health
 from tidegate.runtime.logging import get_logger
@@ -35,31 +39,58 @@ from tidegate.store.publisher import Publisher
 T = TypeVar("T", bound=Object)
 
 NAME = "endpoint-sync"
-RANKS = {"config/masquerade": 1, "nodes/": 1, "identities/": 2, "endpoints/": 3, "backends/": 4, "services/": 5}
+RANKS = {
+    "meta/capacity": 1,
+    "config/masquerade": 1,
+    "nodes/": 1,
+    "identities/": 2,
+    "endpoints/": 3,
+    "backends/": 4,
+    "services/": 5,
+}
 KEYS_SOURCE = "identity-keys"
+
+
+class Api(ReadApi, EventApi, Protocol):
+    """It is watched, and gets Events."""
 
 
 class EndpointSync:
     """The state of the service, and the tasks that keep it: `start` once, then `run`."""
 
-    def __init__(self, store: Store, api: Api, keys: Keyspace, health: Health, grace: float) -> None:
+    def __init__(
+        self, store: Store, api: Api, keys: Keyspace, health: Health, grace: float, capacity: Amount = DEFAULT
+    ) -> None:
         self._store = store
         self._api = api
         self._keys = keys
         sources = [PODS.kind, SERVICES.kind, ENDPOINT_SLICES.kind, NODES.kind, CONFIG.kind, KEYS_SOURCE]
         self.publisher = Publisher(store, keys, NAME, RANKS, sources, health, [keys.identities_synced()])
         self.publisher.make_synced = self._synced
+        self.publisher.take_over = self._take_over
+        self.publisher.prepare = self._prepare
         self._follows = IdentityKeys()
         self._service_ports = Numbering(space=SERVICE_SPACE)
         self._identities = Identities(self._put_identity, grace)
         self._pods = Pods(self.publisher, self._identities)
-        self._services = Services(self.publisher, self._service_ports)
+        self._events = Events(api, lambda: self.publisher.leading)
+        self._services = Services(self.publisher, self._service_ports, capacity, self._events)
+        self._capacity = Capacity(
+            backends=capacity.backends, frontends=capacity.frontends, source_ranges=capacity.source_ranges
+        )
 
     def _put_identity(self, number: int, identity: Identity | None) -> None:
         self.publisher.put(self._keys.identity(number), identity)
 
     def _synced(self, synced: Synced) -> Synced:
         return structs.replace(synced, follows=self._follows)
+
+    def _take_over(self) -> None:
+        self._services.take_over(Stored(self._keys, self.publisher.writer.stored).published())
+
+    def _prepare(self) -> None:
+        self.publisher.put(self._keys.capacity(), self._capacity)
+        self._services.settle()
 
     async def start(self) -> None:
         """Takes over numbers and last good states from the store. Raises UnavailableError."""
@@ -80,6 +111,7 @@ class EndpointSync:
             group.create_task(self._follow_masquerade())
             group.create_task(self._follow_keys())
             group.create_task(self._collect())
+            group.create_task(self._events.run())
             group.create_task(self.publisher.run(holder, ttl))
 
     async def _watch(self, resource: Resource[T], handler: Handler[T]) -> None:
@@ -135,6 +167,8 @@ class Stored:
     def __init__(self, keys: Keyspace, values: Mapping[str, bytes]) -> None:
         self.identities: dict[int, Identity] = {}
         self.service_ports: list[bytes] = []
+        self.services: dict[Key, Service] = {}
+        self.shards: dict[Key, set[int]] = {}
         self.backends: dict[Key, dict[bytes, Backend]] = {}
         for key, value in values.items():
             parsed = keys.parse(key)
@@ -149,8 +183,15 @@ class Stored:
         if kind is Identity:
             self.identities[int(name[0])] = decode(Identity, value)
         elif kind is Service:
-            service = decode(Service, value)
+            service = self.services[name[0], name[1]] = decode(Service, value)
             self.service_ports += [service_port_content(name[0], name[1], port.name) for port in service.ports]
         elif kind is BackendShard:
+            self.shards.setdefault((name[0], name[1]), set()).add(int(name[2]))
             into = self.backends.setdefault((name[0], name[1]), {})
             into.update({backend.address: backend for backend in decode(BackendShard, value).backends})
+
+    def published(self) -> dict[Key, Published]:
+        return {
+            key: Published(self.services.get(key), self.backends.get(key, {}), frozenset(self.shards.get(key, ())))
+            for key in self.services.keys() | self.shards.keys()
+        }
