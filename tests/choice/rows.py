@@ -480,6 +480,15 @@ CLIENTS: dict[str, Row] = {
         loadBalancerSourceRanges=["172.30.0.0/16", "fd30::250/128", "fd20:0:0:1::/64"],
         **BALANCER,
     ),
+    "source ranges with host bits": row(
+        ALL,
+        """
+        lb | outside | a1 a2 a3
+        lb | pods    | dropped
+        """,
+        loadBalancerSourceRanges=["172.30.0.77/24"],
+        **BALANCER,
+    ),
     "source ranges without a load balancer": row(
         ALL, "cluster | inside outside | a1 a2 a3", loadBalancerSourceRanges=["192.0.2.0/24"]
     ),

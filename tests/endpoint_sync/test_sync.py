@@ -218,6 +218,17 @@ async def test_a_slice_of_no_service_is_nobodys_backends(world: World) -> None:
     assert backends(world) == {"10.0.0.1"}
 
 
+@pytest.mark.parametrize("label", ["service.kubernetes.io/service-proxy-name", "service.kubernetes.io/headless"])
+async def test_a_slice_of_another_proxy_or_headless_is_nobodys_backends(world: World, label: str) -> None:
+    """kube-proxy does not watch those either, whatever the Service's own labels are."""
+    item = endpoint_slice("shop/free", "web", "10.0.0.3")
+    await world.written(item)
+    assert backends(world) == {"10.0.0.1", "10.0.0.3"}
+    item["metadata"]["labels"][label] = "other"
+    await world.written(item)
+    assert backends(world) == {"10.0.0.1"}
+
+
 async def test_an_address_in_two_slices_goes_with_the_last(world: World) -> None:
     await world.written(endpoint_slice("shop/web-2", "web", "10.0.0.1", "10.0.0.2"))
     assert backends(world) == {"10.0.0.1", "10.0.0.2"}

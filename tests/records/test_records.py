@@ -220,6 +220,13 @@ def test_what_is_no_cidr(bad: str) -> None:
         pack_cidr(bad)
 
 
+def test_host_bits_are_cleared_where_kubernetes_does() -> None:
+    assert pack_cidr("10.0.0.77/24", host_bits=True) == pack_cidr("10.0.0.0/24")
+    assert pack_cidr("fd00::77/64", host_bits=True) == pack_cidr("fd00::/64")
+    with pytest.raises(ValueError, match="no CIDR"):
+        pack_cidr("10.0.0.77", host_bits=True)
+
+
 # Numbers
 
 

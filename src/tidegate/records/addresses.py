@@ -35,13 +35,16 @@ def is_ipv4(packed: bytes) -> bool:
     return packed.startswith(MAPPED)
 
 
-def pack_cidr(text: str) -> tuple[bytes, int]:
-    """`10.0.0.0/24` as (16 bytes, 120). Raises ValueError for what is no CIDR or has host bits set."""
+def pack_cidr(text: str, host_bits: bool = False) -> tuple[bytes, int]:
+    """`10.0.0.0/24` as (16 bytes, 120). Raises ValueError for what is no CIDR.
+
+    `host_bits`: they are cleared, as Kubernetes does in its older fields (KEP-4858); otherwise they make it none.
+    """
     # ipaddress also takes bare addresses, netmasks, wildcard masks and zones: none of them is a CIDR to Kubernetes.
     _, slash, length = text.partition("/")
     if not slash or not length.isdecimal() or "%" in text:
         raise ValueError(f"{text!r} is no CIDR: write address/length")
-    network = ipaddress.ip_network(text)
+    network = ipaddress.ip_network(text, strict=not host_bits)
     if network.version == 4:
         return MAPPED + network.network_address.packed, network.prefixlen + 96
     return network.network_address.packed, network.prefixlen

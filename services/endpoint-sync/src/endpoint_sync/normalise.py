@@ -1,5 +1,6 @@
 """API objects to records. Pure; what cannot be understood raises ObjectError with the reason."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from msgspec import structs
@@ -175,7 +176,8 @@ def service_facts(service: objects.Service) -> ServiceFacts | None:
         external_local=spec.external_traffic_policy == LOCAL,
         affinity_seconds=affinity(spec),
         source_ranges=tuple(
-            cidr(text, "spec.loadBalancerSourceRanges") for text in spec.load_balancer_source_ranges or ()
+            cidr(text, "spec.loadBalancerSourceRanges", host_bits=True)
+            for text in spec.load_balancer_source_ranges or ()
         ),
         health_port=port(spec.health_check_node_port, "spec.healthCheckNodePort") if spec.health_check_node_port else 0,
     )
@@ -202,14 +204,22 @@ def affinity(spec: objects.ServiceSpec) -> int:
     return seconds
 
 
-def cidr(text: str, field: str) -> tuple[bytes, int]:
+def cidr(text: str, field: str, host_bits: bool = False) -> tuple[bytes, int]:
     try:
-        return pack_cidr(text.strip())
+        return pack_cidr(text.strip(), host_bits)
     except ValueError as error:
         raise ObjectError(f"{field}: {error}") from error
 
 
 _FAMILY = {"IPv4": True, "IPv6": False}
+
+
+def slice_owner(labels: Mapping[str, str]) -> str:
+    """Name of the Service that an EndpointSlice is of; empty where it is none's, or of another proxy or headless.
+
+    kube-proxy watches neither Services nor slices with these labels.
+    """
+    return "" if PROXY_NAME in labels or HEADLESS in labels else labels.get(SERVICE_NAME, "")
 
 
 def slice_backends(item: objects.EndpointSlice) -> dict[bytes, Backend]:

@@ -8,13 +8,13 @@ from msgspec import structs
 from endpoint_sync.capacity import Ledger
 from endpoint_sync.events import Events, Notice
 from endpoint_sync.normalise import (
-    SERVICE_NAME,
     ObjectError,
     ServiceFacts,
     merge,
     node_record,
     service_facts,
     slice_backends,
+    slice_owner,
 )
 from tidegate.kube import objects
 from tidegate.kube.track import Key
@@ -316,7 +316,7 @@ class Slices:
         self._stored = stored
 
     def changed(self, item: objects.EndpointSlice) -> None:
-        service = item.labels.get(SERVICE_NAME, "")
+        service = slice_owner(item.labels)
         try:
             backends = slice_backends(item)
         except ObjectError as error:
@@ -332,7 +332,7 @@ class Slices:
         self._stand_in(key, "")
 
     def invalid(self, item: Invalid) -> None:
-        self._refuse((item.namespace, item.name), item.labels.get(SERVICE_NAME, ""), item.reason)
+        self._refuse((item.namespace, item.name), slice_owner(item.labels), item.reason)
 
     def _refuse(self, key: Key, service: str, reason: str) -> None:
         self._publisher.problem(self.KIND, *key, reason)
