@@ -84,3 +84,9 @@ int getpeername6(struct bpf_sock_addr *ctx)
 	restore_v6(ctx);
 	return PASS;
 }
+
+int sock_release(struct bpf_sock *ctx)
+{
+	forget(ctx);
+	return PASS;
+}

@@ -16,16 +16,17 @@ struct peer {
 	u8 protocol;
 };
 
-static u8 socket_protocol(struct bpf_sock_addr *ctx)
+/* As packets have it. */
+static u8 plain_protocol(u32 protocol)
 {
-	return ctx->protocol == IPPROTO_MPTCP ? IPPROTO_TCP : ctx->protocol;
+	return protocol == IPPROTO_MPTCP ? IPPROTO_TCP : protocol;
 }
 
 static void read_v4(struct bpf_sock_addr *ctx, struct peer *peer)
 {
 	set_v4(&peer->addr, ctx->user_ip4);
 	peer->port = ctx->user_port;
-	peer->protocol = socket_protocol(ctx);
+	peer->protocol = plain_protocol(ctx->protocol);
 }
 
 static void read_v6(struct bpf_sock_addr *ctx, struct peer *peer)
@@ -35,7 +36,7 @@ static void read_v6(struct bpf_sock_addr *ctx, struct peer *peer)
 	peer->addr.w[2] = ctx->user_ip6[2];
 	peer->addr.w[3] = ctx->user_ip6[3];
 	peer->port = ctx->user_port;
-	peer->protocol = socket_protocol(ctx);
+	peer->protocol = plain_protocol(ctx->protocol);
 }
 
 static void write_v4(struct bpf_sock_addr *ctx, struct peer *peer)
@@ -104,6 +105,13 @@ static struct backend *choose(struct bpf_sock_addr *ctx, struct backend_key *key
 	return backend;
 }
 
+/* Whether Services are resolved for this socket, and not later, for its packets. */
+static bool is_translated(struct bpf_sock_addr *ctx)
+{
+	u64 only = setting(SETTING_SOCKET_NAMESPACE);
+	return !only || netns_cookie(ctx) == only;
+}
+
 /* Replaces a Service's address by a backend's. `sticky`: the socket stays with the backend that it has been given for
  * this address. Returns PASS or REJECT; *changed tells whether there is something to write back. */
 static int resolve(struct bpf_sock_addr *ctx, struct peer *peer, bool sticky, bool *changed)
@@ -115,6 +123,8 @@ static int resolve(struct bpf_sock_addr *ctx, struct peer *peer, bool sticky, bo
 
 	*changed = false;
 	if (peer->protocol != IPPROTO_TCP && peer->protocol != IPPROTO_UDP)
+		return PASS;
+	if (!is_translated(ctx))
 		return PASS;
 	struct frontend *frontend = find_frontend(&frontend_key, &peer->addr, peer->port, peer->protocol);
 	if (!frontend)
@@ -173,4 +183,28 @@ static bool restore(struct bpf_sock_addr *ctx, struct peer *peer)
 	peer->addr = known->addr;
 	peer->port = known->port;
 	return true;
+}
+
+/* The socket is closed: what is remembered of its connection goes, so that the map evicts none of a live one. What a
+ * socket has sent to without a connection is not known here, and is left to eviction. */
+static void forget(struct bpf_sock *ctx)
+{
+	struct socket_peer_key key;
+	struct peer peer;
+	/* Both are read, before the choice: the verifier takes no pointer into ctx that depends on one. */
+	__be32 v4 = ctx->dst_ip4, v6 = ctx->dst_ip6[3];
+	OPAQUE(v4);
+	OPAQUE(v6);
+	peer.addr.w[0] = ctx->dst_ip6[0];
+	peer.addr.w[1] = ctx->dst_ip6[1];
+	peer.addr.w[2] = ctx->dst_ip6[2];
+	peer.addr.w[3] = v6;
+	if (ctx->family == AF_INET)
+		set_v4(&peer.addr, v4);
+	peer.port = ctx->dst_port;
+	if (!peer.port)
+		return;
+	peer.protocol = plain_protocol(ctx->protocol);
+	set_peer_key(&key, socket_cookie(ctx), &peer, 1);
+	socket_peers.delete(&key);
 }

@@ -255,7 +255,8 @@ struct masqueraded {
 	__u64 expires; /* ktime seconds */
 };
 
-/* socket_peers: what a socket addressed -> backend, and backend -> what it addressed (for recvmsg, getpeername). */
+/* socket_peers: what a socket addressed -> backend, and backend -> what it addressed (for recvmsg, getpeername, and for
+ * the agent, which frees sockets of backends that are gone). */
 struct socket_peer_key {
 	__u64 cookie;
 	struct addr addr;
@@ -297,8 +298,12 @@ enum setting {
 	SETTING_GENERATION, /* raised by the agent after each applied batch that changes what is allowed, endpoints included */
 	SETTING_MONITOR,    /* MONITOR_* */
 	SETTING_HOST_BACKENDS, /* set by the programs, once a client outside has been sent to a backend of the host network */
-	SETTINGS
+	/* The cookie of the only network namespace whose sockets are translated, or 0: all are. */
+	SETTING_SOCKET_NAMESPACE,
 };
+
+/* Entries of the array: with room for later ones, as a pinned map keeps its size. */
+#define SETTINGS 16
 
 #define MONITOR_DROPS 0x1
 #define MONITOR_VERDICTS 0x2

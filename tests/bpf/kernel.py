@@ -318,6 +318,7 @@ _CGROUP_ATTACH = {
     "cgroup_udp6_recvmsg": 20,
     "cgroup_inet4_getpeername": 29,
     "cgroup_inet6_getpeername": 30,
+    "cgroup_inet_sock_release": 34,
 }
 
 

@@ -4,8 +4,9 @@ import errno
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.bpf.families import family
@@ -16,6 +17,8 @@ from tests.leftovers import cgroup2
 
 pytestmark = pytest.mark.root
 
+SO_NETNS_COOKIE = 71  # linux/socket.h
+SETTING_SOCKET_NAMESPACE = 3  # types.h
 SERVICE = {TCP: 7000 + TCP, UDP: 7000 + UDP}
 
 
@@ -48,6 +51,11 @@ def hooked_client(cgroup: Path, at: Pod, kind: int, *, mapped: bool = False) -> 
         made = at.namespace.socket(socket.AF_INET6 if mapped else family(), kind)
     made.settimeout(PATIENCE)
     return made
+
+
+def peers(at: Pod) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """What the node remembers of sockets: backend, and what was addressed."""
+    return [item for item in at.node.programs.maps["socket_peers"].items() if item[0]["reverse"]]
 
 
 def as_written(mapped: bool) -> str:
@@ -163,10 +171,49 @@ def test_unconnected_udp_stays_with_its_backend_while_that_is_one(hooked: Path, 
 def test_sockets_spread_over_the_backends(hooked: Path, tcx_world: Cluster) -> None:
     a, b, c = (pod(tcx_world, name) for name in "abc")
     serve(tcx_world, 53, [(b, 5353), (c, 5353)], UDP)
-    peers = a.node.programs.maps["socket_peers"]
-    for _ in range(40):
-        with hooked_client(hooked, a, socket.SOCK_DGRAM) as sender:
+    with ExitStack() as stack:
+        for _ in range(40):
+            sender = stack.enter_context(hooked_client(hooked, a, socket.SOCK_DGRAM))
             sender.connect((vip(), 53))
-    chosen = [key["addr"] for key, _ in peers.items() if key["reverse"]]
+        chosen = [key["addr"] for key, _ in peers(a)]
     assert len(chosen) == 40
     assert min(chosen.count(b.address), chosen.count(c.address)) > 5
+
+
+@pytest.mark.parametrize("mapped", [False, True], ids=["plain", "mapped"])
+@pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_DGRAM], ids=["tcp", "udp"])
+def test_a_closed_socket_is_forgotten(hooked: Path, tcx_world: Cluster, kind: int, mapped: bool) -> None:
+    a, b = pod(tcx_world, "a"), pod(tcx_world, "b")
+    serve(tcx_world, 80, [(b, 8080)], TCP if kind == socket.SOCK_STREAM else UDP)
+    with Server(b, 8080, kind), hooked_client(hooked, a, kind, mapped=mapped) as stays:
+        stays.connect((as_written(mapped), 80))
+        (kept,) = peers(a)
+        with hooked_client(hooked, a, kind, mapped=mapped) as goes:
+            goes.connect((as_written(mapped), 80))
+            assert len(peers(a)) == 2
+        assert peers(a) == [kept]
+
+
+@pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_DGRAM], ids=["tcp", "udp"])
+def test_only_sockets_of_the_named_namespace_are_translated(hooked: Path, tcx_world: Cluster, kind: int) -> None:
+    """The others' packets are, on the veth."""
+    a, b = pod(tcx_world, "a"), pod(tcx_world, "b")
+    serve(tcx_world, 80, [(b, 8080)], TCP if kind == socket.SOCK_STREAM else UDP)
+    translations, settings = (a.node.programs.maps[name] for name in ("translations", "settings"))
+    with hooked_client(hooked, a, kind) as asking:
+        own = int.from_bytes(asking.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8), "little")
+    for only, translated in ((own, True), (own + 1, False)):
+        settings.set({"value": SETTING_SOCKET_NAMESPACE}, {"value": only})
+        with Server(b, 8080, kind) as server, hooked_client(hooked, a, kind) as sender:
+            sender.connect((vip(), 80))
+            assert bool(peers(a)) == translated
+            sender.send(b"ping")
+            with server.accept() if kind == socket.SOCK_STREAM else server.socket.dup() as other:
+                data, peer = other.recvfrom(100)
+                assert data == b"ping"
+                if peer is not None:
+                    other.connect(peer)
+                other.send(b"pong")
+                assert sender.recv(100) == b"pong"
+            assert peer_of(sender) == (vip(), 80)
+            assert bool(translations.items()) != translated

@@ -47,6 +47,7 @@ def _fail(text: str) -> None:
 @click.option("--no-endpointslice-controller", is_flag=True, help="EndpointSlices are made by hand, or by the cluster.")
 @click.option("--sync-replicas", default=1, type=click.IntRange(1, 5), show_default=True)
 @click.option("--attach", type=click.Choice(["auto", "tcx", "clsact"]), default="auto", show_default=True)
+@click.option("--socket-lb", type=click.Choice(["all", "node"]), default="all", show_default=True)
 @click.pass_obj
 def up(
     layout: Layout,
@@ -57,6 +58,7 @@ def up(
     no_endpointslice_controller: bool,
     sync_replicas: int,
     attach: str,
+    socket_lb: str,
 ) -> None:
     """Starts a playground; what an earlier one left is removed first.
 
@@ -70,7 +72,8 @@ def up(
     if detach:
         _detach(layout)
         return
-    options = Options(nodes, kubeconfig, dual_stack, not no_endpointslice_controller, sync_replicas, attach)
+    slices = not no_endpointslice_controller
+    options = Options(nodes, kubeconfig, dual_stack, slices, sync_replicas, attach, socket_lb=socket_lb)
     configure("info", None, "playground")
     sys.exit(asyncio.run(supervise(lambda _: _up(layout, options), grace=30.0)))
 

@@ -42,6 +42,7 @@ class Options:
     sync_replicas: int = 1
     attach: str = "auto"
     lease: int = 3
+    socket_lb: str = "all"
 
 
 def check_machine() -> None:
@@ -206,6 +207,7 @@ class Supervisor:
                 f"--cgroup={cgroup}",
                 "--uplink=eth0",
                 f"--attach={self._options.attach}",
+                f"--socket-lb={self._options.socket_lb}",
             ]
             namespace = self._layout.node_namespace(node.name)
             group.create_task(self._keep(node.name, inside(namespace, cgroup / "agent", command)))

@@ -37,6 +37,12 @@ _DIRECTORY = click.Path(path_type=Path, file_okay=False, readable=False)
 )
 @click.option("--pod-interfaces", default="veth*", help="Names of the host-side devices of pods.")
 @click.option("--attach", type=click.Choice(["auto", "tcx", "clsact"]), default="auto", help="Hooks for programs.")
+@click.option(
+    "--socket-lb",
+    type=click.Choice(["all", "node"]),
+    default="all",
+    help="Whose sockets are translated: all in the cgroup, or the node's own; the packets of the others are.",
+)
 @click.option("--map-size", multiple=True, metavar="MAP=N", help="Entries of a map; may be repeated.")
 def main(
     common: CommonSettings,
@@ -48,6 +54,7 @@ def main(
     uplink: tuple[str, ...],
     pod_interfaces: str,
     attach: str,
+    socket_lb: str,
     map_size: tuple[str, ...],
 ) -> None:
     """Programs the node's kernel from etcd. Stopping it, or killing it, leaves traffic as it is."""
@@ -61,6 +68,7 @@ def main(
         pod_interfaces=pod_interfaces,
         attach=attach,
         sizes=map_size,
+        socket_lb=socket_lb,
     )
 
     async def work(_: Stop) -> None:

@@ -19,7 +19,9 @@ from node_agent.entries import NO_DEVICE, Entries
 from node_agent.healthchecks import HealthChecks
 from node_agent.loader import Manifest, catch_up, read_manifest
 from node_agent.maps import Maps
+from node_agent.namespaces import namespace_cookie
 from node_agent.netlink import HostWatch
+from node_agent.release import Releaser
 from node_agent.routes import Routes, wanted
 from node_agent.table import ORDER, POLICY, REACHED_FROM, Step, Tables
 from node_agent.upkeep import Upkeep
@@ -33,7 +35,7 @@ from tidegate.store import Incomplete, Snapshot, Store, follow_marked
 
 T = TypeVar("T")
 
-SETTING_GENERATION, SETTING_MONITOR = 0, 1
+SETTING_GENERATION, SETTING_MONITOR, SETTING_SOCKET_NAMESPACE = 0, 1, 3
 WRITERS = ("endpoint-sync", "policy-sync")
 CHECK = 5.0  # seconds between looks at whether our programs are still where they belong
 
@@ -58,6 +60,7 @@ class NodeSettings:
     pod_interfaces: str
     attach: str
     sizes: tuple[str, ...]
+    socket_lb: str = "all"  # whose sockets are translated: all, or those of the node's own network namespace ("node")
 
 
 async def run_loader(settings: NodeSettings) -> Manifest:
@@ -112,16 +115,20 @@ class Agent:
         self.tables: Tables
         self.view: View
         self.attachments: Attachments
+        self.releaser: Releaser
 
     async def open(self) -> None:
         """Opens maps and programs, and reads what the maps hold. Raises OSError."""
         await self.in_worker(self._open)
         self.view = View(self._settings.node, self._keys, self.tables, Entries(self.manifest.maps))
+        self.releaser = Releaser(self.maps["socket_peers"], self.view.departures, self._settings.cgroup)
 
     def _open(self) -> None:
         self.maps = Maps(self.manifest.maps)
         self.tables = Tables({name: self.maps[name].items() for name in ORDER})
         settings = self._settings
+        # Before the programs that ask for it.
+        self._set(SETTING_SOCKET_NAMESPACE, namespace_cookie() if settings.socket_lb == "node" else 0)
         self.attachments = Attachments(self.manifest, settings.bpffs, settings.cgroup, settings.attach)
         # Of maps that have another size now: what programs wrote since they were copied, as late as can be, and again.
         catch_up(settings.bpffs)
@@ -132,6 +139,7 @@ class Agent:
     async def close(self) -> None:
         """Leaves everything in the kernel as it is: traffic goes on without the agent."""
         await self._checks.close()
+        await self.in_worker(self.releaser.close)
         await self.in_worker(self.maps.close)
         self.attachments.close()
         self._worker.shutdown()
@@ -151,6 +159,7 @@ class Agent:
             group.create_task(self._apply())
             group.create_task(self._follow())
             group.create_task(self._check())
+            group.create_task(self.releaser.run())
 
     async def _follow(self) -> None:
         await self._host_ready.wait()
@@ -270,6 +279,7 @@ class Agent:
             log.warning("map full", map=name, reason=self._full[name])
         if any(step.map in POLICY for step in steps):
             await self.in_worker(self._raise_generation)
+        self.releaser.look()
         lost, fallen = self._watch.take_losses()
         self._routes.lost(lost)
         if not fallen.isdisjoint(self._settings.uplinks):
@@ -302,11 +312,14 @@ class Agent:
         key = struct.pack("=I", SETTING_GENERATION)
         before = struct.unpack("=Q", self.maps["settings"].lookup(key) or bytes(8))[0]
         # Generations are compared as u32 in connections; 0 never comes up.
-        self.maps["settings"].update(key, struct.pack("=Q", before % 0xFFFFFFFF + 1))
+        self._set(SETTING_GENERATION, before % 0xFFFFFFFF + 1)
+
+    def _set(self, setting: int, value: int) -> None:
+        self.maps["settings"].update(struct.pack("=I", setting), struct.pack("=Q", value))
 
     def monitor(self, bits: int) -> None:
         """Which events the programs shall send (monitor.MONITOR_*)."""
-        self.maps["settings"].update(struct.pack("=I", SETTING_MONITOR), struct.pack("=Q", bits))
+        self._set(SETTING_MONITOR, bits)
 
     @property
     def full(self) -> dict[str, str]:
@@ -318,7 +331,7 @@ class Agent:
         """Guard, route, or port for health checks → why it is not there; etcd → why it cannot be followed."""
         ports = {f"health checks on port {port}": reason for port, reason in self._checks.problems.items()}
         etcd = {"etcd": self._store.trouble} if self._store.trouble else {}
-        return {**etcd, **self.upkeep.problems, **self._routes.problems, **ports}
+        return {**etcd, **self.releaser.problems, **self.upkeep.problems, **self._routes.problems, **ports}
 
 
 def write_whereabouts(settings: NodeSettings, cluster: str, etcd: tuple[str, ...], version: str) -> None:

@@ -114,6 +114,21 @@ class EndpointView:
         for address in {*(before.addresses if before else ()), *(record.addresses if record else ())}:
             self._publish(address)
 
+    def endpoint(self, key: Key) -> Endpoint | None:
+        return self._endpoints.get(key)
+
+    def is_held(self, address: bytes) -> bool:
+        """Whether a pod or a node has the address."""
+        if address in self._claims or address in self._addresses:
+            return True
+        return any(address in node.addresses for node in self._nodes.values())
+
+    def is_for_pods(self, address: bytes) -> bool:
+        """Whether the address lies in some node's range for pods."""
+        number = int.from_bytes(address, "big")
+        ranges = (pod_cidr for node in self._nodes.values() for pod_cidr in node.pod_cidrs)
+        return any((number ^ int.from_bytes(start, "big")) >> (128 - prefix) == 0 for start, prefix in ranges)
+
     @property
     def nodes(self) -> Mapping[str, Node]:
         return self._nodes

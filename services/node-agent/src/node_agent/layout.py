@@ -38,6 +38,10 @@ class Form:
             raise KeyError(f"no field {', '.join(values)} in this layout")
         return self._struct.pack(*parts)
 
+    def place(self, name: str) -> tuple[int, int]:
+        """Offset and size of a field."""
+        return next((offset, size) for known, offset, size, _ in self._fields if known == name)
+
     def unpack(self, raw: bytes) -> dict[str, Any]:
         """Field → value; ports as numbers, arrays as tuples."""
         flat = iter(self._struct.unpack(raw))

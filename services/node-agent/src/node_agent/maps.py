@@ -3,7 +3,7 @@
 import ctypes
 import errno
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from functools import cache
 from pathlib import Path
 
@@ -105,7 +105,19 @@ class Map:
 
     def items(self) -> dict[bytes, bytes]:
         """All entries. The map must not be written meanwhile, or the kernel may give some of them twice, or not."""
-        found: dict[bytes, bytes] = {}
+        return {key: value for keys, values in self._batches() for key, value in zip(keys, values, strict=True)}
+
+    def having(self, field: str, wanted: Set[bytes]) -> dict[bytes, bytes]:
+        """Entries whose key has one of these values in the field; of what is written meanwhile some may be missing."""
+        start, size = self.key.place(field)
+        return {
+            key: value
+            for keys, values in self._batches()
+            for key, value in zip(keys, values, strict=True)
+            if key[start : start + size] in wanted
+        }
+
+    def _batches(self) -> Iterator[tuple[list[bytes], list[bytes]]]:
         position = ctypes.create_string_buffer(max(self.key.size, 4))
         first = True
         keys = ctypes.create_string_buffer(self.key.size * BATCH)
@@ -124,11 +136,9 @@ class Map:
             )
             if result < 0 and result != -errno.ENOENT:
                 self._check(result, "lookup")
-            for index in range(count.value):
-                key = keys.raw[index * self.key.size : (index + 1) * self.key.size]
-                found[key] = values.raw[index * self._value_room : (index + 1) * self._value_room]
+            yield _cut(keys, self.key.size, count.value), _cut(values, self._value_room, count.value)
             if result == -errno.ENOENT or not count.value:
-                return found
+                return
             first = False
 
     def _check(self, result: int, what: str) -> None:
@@ -138,6 +148,11 @@ class Map:
         if number in (errno.E2BIG, errno.ENOSPC):
             raise MapFullError(number, f"map {self.name}: full, it holds {self.max_entries} entries")
         raise MapError(number, f"map {self.name}: {what}: {os.strerror(number)}")
+
+
+def _cut(room: ctypes.Array[ctypes.c_char], size: int, count: int) -> list[bytes]:
+    raw = ctypes.string_at(room, size * count)
+    return [raw[start : start + size] for start in range(0, len(raw), size)]
 
 
 class Maps(Mapping[str, Map]):

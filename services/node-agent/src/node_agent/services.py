@@ -72,6 +72,9 @@ class ServiceView:
         """The Service to which a selection belongs."""
         return next((key for key, numbers in self._numbers.items() if selection in numbers), None)
 
+    def shard(self, key: Key, shard: int) -> BackendShard | None:
+        return self._shards.get(key, {}).get(shard)
+
     def set_zone(self, zone: str) -> None:
         """The zone of this node: what is near depends on it."""
         if zone != self._place.zone:
@@ -127,7 +130,7 @@ class ServiceView:
 
     def wanted(self, key: Key, service: Service) -> Iterator[Wanted]:
         """The selections of all ports, each in each family of the Service."""
-        known = self._known(key)
+        known = self.backends(key)
         for port in service.ports:
             for bit in families(service):
                 of_family = [b for b in known if family(b.address) == bit]
@@ -139,7 +142,8 @@ class ServiceView:
                     outside = is_external(service) and number == external(service, port)
                     yield Wanted(port, number | bit, selection, of_port, others, outside)
 
-    def _known(self, key: Key) -> list[Backend]:
+    def backends(self, key: Key) -> list[Backend]:
+        """All that are known, whoever may use them."""
         # One address in two shards, as while they are spread anew, is one backend.
         shards = self._shards.get(key, {}).values()
         return list({backend.address: backend for shard in shards for backend in shard.backends}.values())
@@ -149,7 +153,7 @@ class ServiceView:
         if before is not None:
             self.health.pop(before, None)
         if service is not None and service.health_port and service.external_local:
-            here = [b.address for b in self._known(key) if b.node == self._place.node and b.ready]
+            here = [b.address for b in self.backends(key) if b.node == self._place.node and b.ready]
             # A pod has an address in each of the families, and counts once.
             local = max(sum(family(address) == bit for address in here) for bit in families(service) or {0})
             self._health_ports[key] = service.health_port

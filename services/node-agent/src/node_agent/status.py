@@ -90,6 +90,7 @@ async def status(agent: Agent, health: Health, node: str) -> dict[str, Any]:
         "devices": {str(index): name for index, name in sorted(agent.attachments.devices.items())},
         "repairs": agent.attachments.repairs + agent.upkeep.repairs,
         "guard": guard,
+        "sockets_freed": agent.releaser.freed,
         "map_writes_total": agent.written.total(),
         "map_writes": dict(+agent.written),
         "maps": {

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from node_agent.departures import Departures
 from node_agent.endpoints import EndpointView
 from node_agent.entries import Entries
 from node_agent.hostports import HostPortView
@@ -39,6 +40,7 @@ class View:
         selections, leading = SelectionTable(tables, entries), FrontendTable(tables, entries)
         self.services = ServiceView(own, tables, entries, selections, leading)
         self.host_ports = HostPortView(own, selections, leading)
+        self.departures = Departures(self.services, self.endpoints)
         self.problems: dict[str, str] = {}  # key → why it was not understood
         self._known: set[str] = set()
         self._loaded = False
@@ -46,8 +48,8 @@ class View:
         self._setters: dict[type, Callable[[tuple[str, ...], Any], None]] = {
             Node: lambda name, record: self._set_node(name[0], record),
             Endpoint: lambda name, record: self._set_endpoint((name[0], name[1]), record),
-            Service: lambda name, record: self.services.set_service((name[0], name[1]), record),
-            BackendShard: lambda name, record: self.services.set_shard((name[0], name[1]), int(name[2]), record),
+            Service: lambda name, record: self._set_service((name[0], name[1]), record),
+            BackendShard: lambda name, record: self._set_backends((name[0], name[1]), int(name[2]), record),
             PeerShard: lambda name, record: self.policy.set_shard(int(name[0]), int(name[1]), record),
             Rules: self._set_rules,
             Subject: self._set_subject,
@@ -94,9 +96,21 @@ class View:
         else:
             self._known.add(key)
 
+    def _set_service(self, key: tuple[str, str], record: Service | None) -> None:
+        before = self.services.services.get(key)
+        self.services.set_service(key, record)
+        self.departures.service(key, before, record)
+
+    def _set_backends(self, key: tuple[str, str], shard: int, record: BackendShard | None) -> None:
+        before = self.services.shard(key, shard)
+        self.services.set_shard(key, shard, record)
+        self.departures.shard(key, before, record)
+
     def _set_endpoint(self, key: tuple[str, str], record: Endpoint | None) -> None:
+        before = self.endpoints.endpoint(key)
         self.endpoints.set_endpoint(key, record)
         self.host_ports.set_endpoint(key, record)
+        self.departures.endpoint(before, record)
 
     def _set_node(self, name: str, record: Node | None) -> None:
         self.endpoints.set_node(name, record)

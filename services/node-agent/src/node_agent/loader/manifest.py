@@ -42,8 +42,8 @@ class MapEntry(msgspec.Struct, frozen=True):
 
 
 class ProgramEntry(msgspec.Struct, frozen=True):
-    """A pinned program. `type` is sched_cls or cgroup_sock_addr; `attach_type` is the kernel's name in lower case
-    (cgroup_inet4_connect …), None for sched_cls."""
+    """A pinned program. `type` is sched_cls, cgroup_sock or cgroup_sock_addr; `attach_type` is the kernel's name in
+    lower case (cgroup_inet4_connect …), None for sched_cls."""
 
     path: str
     type: str

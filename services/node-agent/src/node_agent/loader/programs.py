@@ -25,8 +25,9 @@ PROGRAMS: dict[str, tuple[str, str | None]] = {
     "recvmsg6": ("cgroup_sock_addr", "cgroup_udp6_recvmsg"),
     "getpeername4": ("cgroup_sock_addr", "cgroup_inet4_getpeername"),
     "getpeername6": ("cgroup_sock_addr", "cgroup_inet6_getpeername"),
+    "sock_release": ("cgroup_sock", "cgroup_inet_sock_release"),
 }
-_TYPE_NUMBERS = {"sched_cls": 3, "cgroup_sock_addr": 18}
+_TYPE_NUMBERS = {"sched_cls": 3, "cgroup_sock": 9, "cgroup_sock_addr": 18}
 ATTACH_NUMBERS = {
     "tcx_ingress": 46,
     "tcx_egress": 47,
@@ -38,6 +39,7 @@ ATTACH_NUMBERS = {
     "cgroup_udp6_recvmsg": 20,
     "cgroup_inet4_getpeername": 29,
     "cgroup_inet6_getpeername": 30,
+    "cgroup_inet_sock_release": 34,
 }
 # What the kernel is told of all programs: several helpers are for GPL-compatible ones.
 _LICENSE = b"GPL\0"

@@ -19,6 +19,7 @@ PARTS = (
             *("from_pod", "to_pod", "from_network", "to_network"),
             *("connect4", "sendmsg4", "recvmsg4", "getpeername4"),
             *("connect6", "sendmsg6", "recvmsg6", "getpeername6"),
+            "sock_release",
         ),
     ),
     (6, ("pod.c", "network.c"), ("from_pod6", "to_pod6", "from_network6", "to_network6")),

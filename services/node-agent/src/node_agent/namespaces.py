@@ -1,0 +1,67 @@
+"""Network namespaces: this node's own, and those in which the processes of a cgroup live. Blocking."""
+
+import ctypes
+import os
+import socket
+from collections.abc import Iterable, Iterator
+from functools import cache
+from pathlib import Path
+
+SO_NETNS_COOKIE = 71  # linux/socket.h
+CLONE_NEWNET = 0x40000000
+
+
+def namespace_cookie() -> int:
+    """The kernel's number for the caller's network namespace, by which eBPF programs know it."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+        return int.from_bytes(asking.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8), "little")
+
+
+def processes(cgroup: Path) -> Iterator[int]:
+    """The processes in the cgroup and below; 0 stands for one that this PID namespace does not show."""
+    for directory, _, _ in os.walk(cgroup):
+        try:
+            listed = (Path(directory) / "cgroup.procs").read_text()
+        except OSError:  # the cgroup has gone meanwhile, or is a threaded one, whose processes stand further up
+            continue
+        yield from map(int, listed.split())
+
+
+def open_own() -> int:
+    """A descriptor for the network namespace that the calling thread is in."""
+    return os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+
+
+def open_namespaces(own: int, pids: Iterable[int]) -> Iterator[int]:
+    """First this one, then a descriptor for each other network namespace that one of the processes lives in.
+
+    It is closed when the next one is asked for. Raises PermissionError where others' processes may not be looked at.
+    """
+    seen = {os.fstat(own).st_ino}
+    yield own
+    for pid in pids:
+        path = Path("/proc") / str(pid) / "ns" / "net"
+        try:
+            inode = path.stat().st_ino
+            if inode in seen:
+                continue
+            fd = os.open(path, os.O_RDONLY)
+        except (FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+            continue
+        seen.add(inode)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
+
+
+def enter(fd: int) -> None:
+    """The calling thread, and no other one, into a network namespace. Raises OSError."""
+    if _libc().setns(fd, CLONE_NEWNET) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, f"enter a network namespace: {os.strerror(code)}")
