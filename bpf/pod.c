@@ -27,6 +27,7 @@
 #include "include/sctp.h"
 #include "include/parse.h"
 #include "include/policy.h"
+#include "include/leave.h"
 #include "include/conntrack.h"
 #include "include/nat.h"
 #include "include/ring.h"

@@ -126,6 +126,9 @@ static bool open_connection(struct flow *flow, u32 generation, u64 now)
 		fresh->vip_port = flow->vip_port;
 		fresh->service = flow->service;
 	}
+	flow->as_node = opens_as_node(flow);
+	if (flow->as_node)
+		fresh->flags |= CONN_AS_NODE;
 	fresh->generation = generation;
 	touch(flow, fresh, false, false, now);
 	return !connections_new.update(&flow->tuple, fresh) || refuse(flow, REASON_MAP_FULL);
@@ -169,7 +172,8 @@ static bool judge_packet(struct __sk_buff *skb, struct flow *flow)
 	return judge(skb, flow);
 }
 
-/* Finds or opens the packet's connection and judges it where needed. Sets flow->nat_reply with vip, vip_port. */
+/* Finds or opens the packet's connection and judges it where needed. Sets flow->as_node, and flow->nat_reply with vip,
+ * vip_port. */
 static bool track(struct __sk_buff *skb, struct flow *flow)
 {
 	u64 now = seconds();
@@ -184,6 +188,7 @@ static bool track(struct __sk_buff *skb, struct flow *flow)
 	if (connection) {
 		flow->reply = is_reply(flow, connection);
 		flow->from_node = !!(connection->flags & CONN_FROM_NODE);
+		flow->as_node = connection->flags & CONN_AS_NODE && !flow->reply;
 		if (flow->reply && connection->flags & CONN_NAT) {
 			flow->nat_reply = true;
 			flow->vip = connection->vip;

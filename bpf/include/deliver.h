@@ -72,6 +72,16 @@ static int send_out(struct __sk_buff *skb, struct flow *flow)
 	return redirect_neigh(route->ifindex, &flow->nexthop, sizeof(flow->nexthop), 0);
 }
 
+/* Whether the packet may leave through the device; with the node's address, where it is to have that. */
+static bool leave(struct __sk_buff *skb, struct flow *flow, u32 ifindex)
+{
+	if (!flow->as_node)
+		return true;
+	if (flow->kind == KIND_ICMP_ERROR)
+		return masquerade_pod_error(skb, flow, ifindex);
+	return masquerade_pod(skb, flow, ifindex);
+}
+
 /* Out of the node. Neighbours are left to the kernel in every case: who only copies addresses out of its table keeps
  * an old one for ever. */
 static int deliver_to_network(struct __sk_buff *skb, struct flow *flow)
@@ -82,12 +92,15 @@ static int deliver_to_network(struct __sk_buff *skb, struct flow *flow)
 	struct bpf_fib_lookup *route = &flow->route;
 	long found = find_route(skb, flow, flow->length);
 	if (found == BPF_FIB_LKUP_RET_FRAG_NEEDED) {
-		/* Too long: refused with ICMP, or fragmented, by the stack. That lookup has not said where to. */
+		/* Too long: refused with ICMP, or fragmented, by the stack; then to_network gives it the node's address. That
+		 * lookup has not said where to. */
 		find_route(skb, flow, 0);
 		return is_uplink(route->ifindex) ? to_stack(skb) : stop(flow, REASON_NOT_UPLINK);
 	}
 	/* Local, unreachable, prohibited, forwarding off: the stack accepts or answers, and forwards nothing. */
 	if (found != BPF_FIB_LKUP_RET_SUCCESS && found != BPF_FIB_LKUP_RET_NO_NEIGH)
 		return TC_ACT_UNSPEC;
-	return is_uplink(route->ifindex) ? send_out(skb, flow) : stop(flow, REASON_NOT_UPLINK);
+	if (!is_uplink(route->ifindex))
+		return stop(flow, REASON_NOT_UPLINK);
+	return leave(skb, flow, route->ifindex) ? send_out(skb, flow) : NO_ACTION;
 }

@@ -74,6 +74,14 @@ struct answer {
 	u8 quoted[sizeof(union ip_header) + QUOTED_TCP];
 };
 
+/* Of a packet. */
+struct ends {
+	struct addr source;
+	struct addr destination;
+	__be16 source_port;
+	__be16 destination_port;
+};
+
 struct flow {
 	/* The packet as it is on the wire now, that is: after what translation has done so far. */
 	struct addr source;
@@ -94,6 +102,7 @@ struct flow {
 	u8 hook;
 	u8 direction; /* DIRECTION_* that a drop event shows */
 	u32 reason;   /* why it is dropped, where a stage has said so */
+	u32 ifindex;  /* of the pod's device that it goes to, where a stage has said so */
 	u32 mtu;      /* of the way on, where the reason is TOO_BIG */
 
 	/* The connection. For ICMP errors: that of the quoted packet, with the quoted packet's direction. */
@@ -106,6 +115,7 @@ struct flow {
 	bool judged;    /* a program before the stack has judged the packet */
 	bool vip_known; /* vip, vip_port and service below are set */
 	bool nat_reply; /* goes from the backend to the client of a translated connection */
+	bool as_node;   /* leaves the node under the node's address, if it leaves it */
 	struct addr vip;
 	__be16 vip_port;
 	u16 pad;
@@ -127,11 +137,13 @@ struct flow {
 	 * read, and padding is never anything else than zero. */
 	union ip_header ip;
 	struct packet packet;
+	struct ends came;
 	struct rule_key rule;
 	struct member_key member;
 	struct frontend_key frontend;
 	struct backend_key backend;
 	struct source_range_key source_range;
+	struct cidr_key cidr;
 	struct slot_key slot_key;
 	struct ring_key ring_key;
 	struct affinity_key affinity_key;

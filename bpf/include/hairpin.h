@@ -3,9 +3,6 @@
  * keeps a pod from itself. */
 #pragma once
 
-/* The number of the entry in `devices` that is the node itself. */
-#define NO_DEVICE 0
-
 static int hairpin(struct __sk_buff *skb, struct flow *flow)
 {
 	struct addr node;
@@ -23,7 +20,8 @@ static int hairpin_reply(struct __sk_buff *skb, struct flow *flow)
 	struct masqueraded *entry = find_masqueraded(flow);
 	if (!entry)
 		return TC_ACT_UNSPEC;
-	return unmasquerade(skb, flow, entry) ? deliver_to_pod(skb, flow, skb->ifindex) : NO_ACTION;
+	bool passed = unmasquerade_destination(skb, flow, entry) && unmasquerade_source(skb, flow);
+	return passed ? deliver_to_pod(skb, flow, skb->ifindex) : NO_ACTION;
 }
 
 /* An ICMP error, whose quoted packet has been read: of the backend about the client's packet, or the other way. */
@@ -37,7 +35,7 @@ static int hairpin_error(struct __sk_buff *skb, struct flow *flow)
 	} else if (find_translation(flow) && same_addr(&flow->translation.backend, &flow->source)) {
 		if (!read_node_address(NO_DEVICE, &node))
 			return stop(flow, REASON_NO_NODE_ADDRESS);
-		passed = masquerade_error(skb, flow, &node) && set_source(skb, flow, &node, 0);
+		passed = masquerade_error(skb, flow, &node) && set_source_address(skb, flow, &node);
 	} else {
 		return TC_ACT_UNSPEC;
 	}

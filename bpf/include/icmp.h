@@ -51,11 +51,12 @@ static bool translate_error(struct __sk_buff *skb, struct flow *flow)
 	quoted->client = known->backend;
 	quoted->client_port = known->backend_port;
 	return set_quoted(skb, flow, true, &vip, &known->backend, port, known->backend_port) &&
-	       set_destination(skb, flow, &known->backend, 0);
+	       set_destination_address(skb, flow, &known->backend);
 }
 
 /* Whether the quoted packet's connection exists and is allowed. Sets flow->nat_reply as track() does: here it means
- * that the quoted packet went to the backend of a Service, and the error goes to the Service's client. */
+ * that the quoted packet went to the backend of a Service, and the error goes to the Service's client; and as_node: it
+ * came to the node's address for a pod, and the error goes to the one who sent it. */
 static bool relate(struct __sk_buff *skb, struct flow *flow)
 {
 	struct translation_key *quoted = &flow->translation_key;
@@ -77,6 +78,7 @@ static bool relate(struct __sk_buff *skb, struct flow *flow)
 		flow->vip = connection->vip;
 		flow->vip_port = connection->vip_port;
 	}
+	flow->as_node = connection->flags & CONN_AS_NODE && is_reply(flow, connection);
 	return true;
 }
 
@@ -86,5 +88,5 @@ static bool untranslate_error(struct __sk_buff *skb, struct flow *flow)
 	struct translation_key *quoted = &flow->translation_key;
 	if (!set_quoted(skb, flow, false, &quoted->vip, &flow->vip, quoted->vip_port, flow->vip_port))
 		return false;
-	return !same_addr(&flow->source, &quoted->vip) || set_source(skb, flow, &flow->vip, 0);
+	return !same_addr(&flow->source, &quoted->vip) || set_source_address(skb, flow, &flow->vip);
 }

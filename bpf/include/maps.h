@@ -33,6 +33,9 @@
 #ifndef SIZE_source_ranges
 #define SIZE_source_ranges 65536
 #endif
+#ifndef SIZE_non_masquerade
+#define SIZE_non_masquerade 65536
+#endif
 #ifndef SIZE_subjects
 #define SIZE_subjects 16384
 #endif
@@ -108,6 +111,7 @@ MAP_HASH(backends, struct backend_key, struct backend);
 MAP_HASH(slots, struct slot_key, u32);
 MAP_HASH(ring, struct ring_key, u32);
 MAP_LPM(source_ranges, struct source_range_key, u32);
+MAP_LPM(non_masquerade, struct cidr_key, u32);
 MAP_HASH(subjects, u32, struct subject);
 MAP_HASH(rules, struct rule_key, struct rule);
 MAP_HASH(members, struct member_key, u32);

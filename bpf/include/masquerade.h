@@ -1,13 +1,10 @@
-/* Connections from outside to a backend on another node: they leave this node under its own address, so that the
- * replies come back here, and the client gets them from the address that it spoke to. */
+/* Connections that leave this node under its own address, so that the replies come back here: those from outside to a
+ * backend on another node, whose client gets the replies from the address that it spoke to, and those of pods to what
+ * knows no pods. What the node itself opens from the ports that they get, or listens on, is told apart by the other
+ * end's address and port. */
 #pragma once
 
-/* Source ports: below the NodePorts and the kernel's own range (ip_local_port_range), both by default. What the node
- * itself opens from there, or listens on, is told apart by the backend's address and port. */
-#define MASQUERADE_FIRST 1024
-#define MASQUERADE_PORTS (30000 - MASQUERADE_FIRST)
-#define MASQUERADE_ATTEMPTS 16
-#define MASQUERADE_STEP 7919
+#define MASQUERADE_ATTEMPTS 32
 
 static void set_masqueraded_key(struct masqueraded_key *key, u8 protocol, const struct addr *backend,
 				__be16 backend_port, const struct addr *node, __be16 node_port)
@@ -55,21 +52,17 @@ static bool is_of_connection(struct flow *flow, struct masqueraded *entry)
 	       same_addr(&entry->client, &flow->source) && same_addr(&entry->vip, &flow->vip);
 }
 
-/* The port under which the packet's connection leaves already; 0: none. */
-static __be16 known_port(struct flow *flow, const struct addr *node, u64 now)
+/* The entry that says who has the port towards the packet's destination. */
+static struct masqueraded *find_holder(struct flow *flow, const struct addr *node, __be16 port, u64 now)
 {
-	__be16 *port = masquerades.lookup(&flow->masquerade_key);
-	if (!port)
-		return 0;
-	set_masqueraded_key(&flow->masqueraded_key, flow->protocol, &flow->destination, flow->destination_port, node, *port);
+	set_masqueraded_key(&flow->masqueraded_key, flow->protocol, &flow->destination, flow->destination_port, node, port);
 	struct masqueraded *entry = masqueraded.lookup(&flow->masqueraded_key);
-	if (!entry || entry->expires <= now || !is_of_connection(flow, entry))
-		return 0;
-	touch_masqueraded(flow, entry, false, now);
-	return *port;
+	return entry && entry->expires > now ? entry : NULL;
 }
 
-static __be16 new_port(struct flow *flow, const struct addr *node, u64 now)
+/* A port that nobody has towards the packet's destination: the one of before, if there is one whose entry was lost, or
+ * any. What has no ports gets on without, one client at a time. */
+static bool take_port(struct flow *flow, const struct addr *node, __be16 before, u64 now)
 {
 	struct masqueraded *fresh = &flow->masqueraded;
 	fresh->client = flow->source;
@@ -78,42 +71,75 @@ static __be16 new_port(struct flow *flow, const struct addr *node, u64 now)
 	fresh->vip_port = flow->vip_port;
 	fresh->flags = 0;
 	touch_masqueraded(flow, fresh, false, now);
-	u32 start = bpf_get_prandom_u32();
+	bool portless = !has_port(flow);
+	__be16 port = before;
 	LOOP for (int i = 0; i < MASQUERADE_ATTEMPTS; i++) {
-		__be16 port = htons(MASQUERADE_FIRST + (start + i * MASQUERADE_STEP) % MASQUERADE_PORTS);
-		set_masqueraded_key(&flow->masqueraded_key, flow->protocol, &flow->destination, flow->destination_port, node, port);
-		struct masqueraded *taken = masqueraded.lookup(&flow->masqueraded_key);
-		if (taken && taken->expires > now)
-			continue;
-		if (masqueraded.update(&flow->masqueraded_key, fresh))
-			continue;
-		masquerades.update(&flow->masquerade_key, &port);
-		return port;
+		if (!port && !portless)
+			port = draw_port();
+		if (!port && !portless)
+			break;
+		if (!find_holder(flow, node, port, now) && !masqueraded.update(&flow->masqueraded_key, fresh)) {
+			masquerades.update(&flow->masquerade_key, &port);
+			return true;
+		}
+		port = 0;
 	}
-	return 0;
+	return refuse(flow, REASON_NO_SOURCE_PORT);
 }
 
 /* Gives the packet, which is for a backend by now, this node's address and a port as its source. */
 static bool masquerade(struct __sk_buff *skb, struct flow *flow, const struct addr *node)
 {
 	u64 now = seconds();
-	struct masquerade_key *key = &flow->masquerade_key;
-	key->client = flow->source;
-	key->vip = flow->vip;
-	key->backend = flow->destination;
-	key->client_port = flow->source_port;
-	key->vip_port = flow->vip_port;
-	key->backend_port = flow->destination_port;
-	key->protocol = flow->protocol;
-	__be16 port = known_port(flow, node, now);
-	if (!port)
-		port = new_port(flow, node, now);
-	if (!port)
-		return refuse(flow, REASON_NO_SOURCE_PORT);
-	return set_source(skb, flow, node, port);
+	set_masquerade_key(flow, &flow->vip, flow->vip_port);
+	__be16 *known = masquerades.lookup(&flow->masquerade_key);
+	__be16 port = known ? *known : 0;
+	struct masqueraded *entry = known ? find_holder(flow, node, port, now) : NULL;
+	if (entry && is_of_connection(flow, entry))
+		touch_masqueraded(flow, entry, false, now);
+	else if (!take_port(flow, node, port, now))
+		return false;
+	return set_source(skb, flow, node, flow->masqueraded_key.node_port);
 }
 
-/* A reply of a backend on another node, to this node's address: what it is really for. NULL: it is the node's own. */
+/* The same for a packet of a pod that leaves through this device. */
+static bool masquerade_pod(struct __sk_buff *skb, struct flow *flow, u32 ifindex)
+{
+	struct addr node;
+	if (!read_node_address(ifindex, &node))
+		return refuse(flow, REASON_NO_NODE_ADDRESS);
+	flow->vip = flow->destination;
+	flow->vip_port = flow->destination_port;
+	return masquerade(skb, flow, &node);
+}
+
+/* An error of a pod's, or of this node's stack, about a packet that came for the pod to the node's address: the one who
+ * sent it knows no pod. */
+static bool masquerade_pod_error(struct __sk_buff *skb, struct flow *flow, u32 ifindex)
+{
+	struct translation_key *quoted = &flow->translation_key;
+	struct masquerade_key *key = &flow->masquerade_key;
+	struct addr node;
+	if (!read_node_address(ifindex, &node))
+		return refuse(flow, REASON_NO_NODE_ADDRESS);
+	key->client = quoted->vip;
+	key->vip = quoted->client;
+	key->backend = quoted->client;
+	key->client_port = quoted->vip_port;
+	key->vip_port = quoted->client_port;
+	key->backend_port = quoted->client_port;
+	key->protocol = quoted->protocol;
+	key->pad = 0;
+	__be16 *known = masquerades.lookup(key);
+	if (!known)
+		return refuse(flow, REASON_ICMP_UNRELATED);
+	__be16 port = *known;
+	bool by_pod = same_addr(&flow->source, &quoted->vip);
+	return set_quoted(skb, flow, false, &quoted->vip, &node, quoted->vip_port, port) &&
+	       (!by_pod || set_source_address(skb, flow, &node));
+}
+
+/* A reply to this node's address: what it is really for. NULL: it is the node's own. */
 static struct masqueraded *find_masqueraded(struct flow *flow)
 {
 	set_masqueraded_key(&flow->masqueraded_key, flow->protocol, &flow->source, flow->source_port, &flow->destination,
@@ -139,11 +165,11 @@ static bool unmasquerade_error(struct __sk_buff *skb, struct flow *flow, struct 
 	struct masqueraded *of = &flow->masqueraded;
 	*of = *entry;
 	/* The backend itself is known to the client by the Service's address. */
-	if (same_addr(&flow->source, &quoted->vip) && !set_source(skb, flow, &of->vip, 0))
+	if (same_addr(&flow->source, &quoted->vip) && !set_source_address(skb, flow, &of->vip))
 		return false;
 	return set_quoted(skb, flow, true, &quoted->client, &of->client, quoted->client_port, of->client_port) &&
 	       set_quoted(skb, flow, false, &quoted->vip, &of->vip, quoted->vip_port, of->vip_port) &&
-	       set_destination(skb, flow, &of->client, 0);
+	       set_destination_address(skb, flow, &of->client);
 }
 
 /* An error from the client's side about a reply that we gave the Service's address: for the backend, about what it sent
@@ -165,13 +191,19 @@ static bool masquerade_error(struct __sk_buff *skb, struct flow *flow, const str
 	__be16 port = *known;
 	return set_quoted(skb, flow, true, &quoted->client, &key->backend, quoted->client_port, key->backend_port) &&
 	       set_quoted(skb, flow, false, &quoted->vip, node, quoted->vip_port, port) &&
-	       set_destination(skb, flow, &key->backend, 0);
+	       set_destination_address(skb, flow, &key->backend);
 }
 
-static bool unmasquerade(struct __sk_buff *skb, struct flow *flow, struct masqueraded *entry)
+/* A reply of the one that the connection went to: for whom it is. Leaves the entry in flow->masqueraded. */
+static bool unmasquerade_destination(struct __sk_buff *skb, struct flow *flow, struct masqueraded *entry)
 {
 	touch_masqueraded(flow, entry, true, seconds());
 	flow->masqueraded = *entry;
-	return set_destination(skb, flow, &flow->masqueraded.client, flow->masqueraded.client_port) &&
-	       set_source(skb, flow, &flow->masqueraded.vip, flow->masqueraded.vip_port);
+	return set_destination(skb, flow, &flow->masqueraded.client, flow->masqueraded.client_port);
+}
+
+/* And from what address, as that one sees it. Pods know the one that they speak to. */
+static bool unmasquerade_source(struct __sk_buff *skb, struct flow *flow)
+{
+	return set_source(skb, flow, &flow->masqueraded.vip, flow->masqueraded.vip_port);
 }

@@ -20,14 +20,14 @@
 	REASON(15, ICMP_UNRELATED, "an ICMP error about no known connection") \
 	REASON(17, NOT_UPLINK, "the route leads neither to a known pod nor through a device known as uplink") \
 	REASON(18, NO_LOCAL_BACKEND, "the Service has no backend on this node, and its traffic policy is Local") \
-	REASON(19, NO_SOURCE_PORT, "no port left for one more connection from outside to this backend") \
+	REASON(19, NO_SOURCE_PORT, "no port left for one more connection that would leave under the node's address to this end") \
 	REASON(20, TTL, "a packet that is translated here, and goes on from here, has come to the end of its life") \
 	REASON(21, TOO_BIG, "a packet between a client outside and a backend on another node does not fit on the way") \
 	REASON(22, NO_NODE_ADDRESS, "the address under which packets leave this device is not known") \
 	REASON(23, SOURCE_RANGE, "the Service's loadBalancerSourceRanges leave the client out") \
 	REASON(24, LINK_LOCAL, "a pod sent from a link-local address, and not for neighbour discovery") \
 	REASON(25, EXTENSIONS, "more IPv6 extension headers than are read") \
-	REASON(26, SCTP_FRAGMENT, "a fragment of SCTP to a Service whose port is another one at the backend")
+	REASON(26, SCTP_FRAGMENT, "a fragment of SCTP whose port would have to be another one")
 
 #define REASON_ENUM(number, name, text) REASON_##name = number,
 enum reason { REASONS(REASON_ENUM) };

@@ -36,6 +36,17 @@ struct device {
 };
 
 #define DEVICE_UPLINK 0x1
+/* Of the node itself: what pods send out of the cluster gets the node's address, but for `non_masquerade`. */
+#define DEVICE_MASQUERADE 0x2
+#define NO_DEVICE 0
+
+/* non_masquerade: ranges of addresses to which pods speak under their own. Value: 1. */
+struct cidr_key {
+	__u32 prefix; /* in bits of the address */
+	struct addr addr;
+};
+
+#define CIDR_BITS 128
 
 #define ID_UNKNOWN 0
 #define ID_NODE 1
@@ -202,6 +213,7 @@ struct connection {
 #define CONN_FIN_ORIGINAL 0x10
 #define CONN_FIN_REPLY 0x20
 #define CONN_RST 0x40
+#define CONN_AS_NODE 0x80   /* opened by a pod of this node, and leaves it under the node's address */
 
 /* translations: client and VIP on the wire -> the backend that was chosen (the veth path, without a socket hook). */
 struct translation_key {
@@ -223,8 +235,9 @@ struct translation {
 	__u64 expires; /* ktime seconds */
 };
 
-/* masquerades: a connection from outside to a backend on another node -> the port under which it leaves this node. A
- * client may use one port towards several VIPs: these are several connections, also where the backend is the same. */
+/* masquerades: a connection that leaves this node under the node's address -> the port under which it does: one from
+ * outside to a backend on another node, or one of a pod to the outside (which is backend and VIP then). A client outside
+ * may use one port towards several VIPs: these are several connections, also where the backend is the same. */
 struct masquerade_key {
 	struct addr client;
 	struct addr vip;
@@ -300,7 +313,10 @@ enum setting {
 	SETTING_HOST_BACKENDS, /* set by the programs, once a client outside has been sent to a backend of the host network */
 	/* The cookie of the only network namespace whose sockets are translated, or 0: all are. */
 	SETTING_SOCKET_NAMESPACE,
+	SETTING_PORTS, /* and the following: blocks of source ports for what leaves as the node: first << 16 | how many */
 };
+
+#define PORT_BLOCKS 3
 
 /* Entries of the array: with room for later ones, as a pinned map keeps its size. */
 #define SETTINGS 16

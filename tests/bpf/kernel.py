@@ -21,6 +21,9 @@ TCX_INGRESS, TCX_EGRESS = 46, 47
 
 Fields = Mapping[str, Any]
 
+SETTING_PORTS = 3  # enum setting of types.h
+FIRST_PORT, LAST_PORT = 1024, 29999  # under which connections leave as the node, where a test says nothing else
+
 
 def _check(result: int, what: str) -> int:
     if result < 0:
@@ -165,6 +168,12 @@ class Loaded:
                     entry.set({"value": index}, {"value": 0})
         for index in self.reasons.values():
             self._zero_counter(index)
+
+    def set_ports(self, *blocks: tuple[int, int]) -> None:
+        """The source ports of what leaves as the node: first and last of each block."""
+        numbers = [first << 16 | last - first + 1 for first, last in blocks]
+        for index, value in enumerate((*numbers, 0, 0, 0)[:3], SETTING_PORTS):
+            self.maps["settings"].set({"value": index}, {"value": value})
 
     def _zero_counter(self, index: int) -> None:
         counters = self.maps["counters"]

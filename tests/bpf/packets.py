@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from scapy.layers.l2 import Ether
 from scapy.packet import Packet
-from tests.bpf.kernel import Loaded, run_program
+from tests.bpf.kernel import FIRST_PORT, LAST_PORT, Loaded, run_program
 
 UNSPEC, SHOT, REDIRECT = -1, 2, 7
 JUDGED = 0x00100000
@@ -24,6 +24,7 @@ NOWHERE = 987654
 def set_state(node: Loaded) -> None:
     """POD sits behind the device of test_run, OTHER behind one that is not there; nobody is isolated."""
     node.clear()
+    node.set_ports((FIRST_PORT, LAST_PORT))
     maps = node.maps
     for pod, other, remote, own in ((POD, OTHER, REMOTE, NODE), (POD6, OTHER6, REMOTE6, NODE6)):
         maps["endpoints"].set({"addr": pod}, {"identity": 300, "ifindex": IFINDEX, "flags": 1})

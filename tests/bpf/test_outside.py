@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 from tests.bpf.families import either, family
+from tests.bpf.kernel import FIRST_PORT, LAST_PORT
 from tests.bpf.topology import OUTSIDE, Cluster, Namespace, Node, Pod, outside_address
 from tests.bpf.traffic import (
     PORT,
@@ -38,7 +39,6 @@ from tests.bpf.traffic import (
 pytestmark = pytest.mark.root
 
 IP_RECVERR, IPV6_RECVERR = 11, 25  # of linux/in.h and linux/in6.h
-FIRST, LAST = 1024, 29999  # ports under which connections leave a node again
 
 
 def test_a_backend_on_the_node_sees_the_client(world: Cluster) -> None:
@@ -55,7 +55,7 @@ def test_a_backend_elsewhere_sees_the_node(world: Cluster) -> None:
     publish(node, backend)
     address, port = exchange_tcp(outside(world), backend, node.address, PORT, server_port=8080)
     assert address == node.address
-    assert FIRST <= port <= LAST
+    assert FIRST_PORT <= port <= LAST_PORT
     no_drops(world)
 
 
@@ -289,7 +289,7 @@ def test_no_port_is_left(tcx_world: Cluster) -> None:
         "vip": node.address,
         "expires": int(time.monotonic()) + 3600,
     }
-    for port in range(FIRST, LAST + 1):
+    for port in range(FIRST_PORT, LAST_PORT + 1):
         key = {"backend": full.address, "node": node.address, "backend_port": 8080, "node_port": port, "protocol": TCP}
         maps["masqueraded"].set(key, entry)
     publish(node, full)

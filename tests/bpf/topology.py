@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.bpf.families import either, using
-from tests.bpf.kernel import TCX_EGRESS, TCX_INGRESS, Loaded, attach_tcx, entered
+from tests.bpf.kernel import FIRST_PORT, LAST_PORT, TCX_EGRESS, TCX_INGRESS, Loaded, attach_tcx, entered
 
 IDENTITIES = {"a": 1001, "b": 1002, "c": 1003, "d": 1004}
 PREFIX = f"tgt-bpf-{os.getpid()}"
@@ -217,6 +217,7 @@ def attached(node: Node, loaded: Loaded, how: str) -> Iterator[None]:
 def set_endpoints(cluster: Cluster, node: Node, identities: dict[str, int]) -> None:
     """endpoints, devices and open subjects of a node, as the agent would write them."""
     maps = node.programs.maps
+    node.programs.set_ports((FIRST_PORT, LAST_PORT))
     ipv4, ipv6 = node.addresses
     for device, flags in ((0, 0), (node.uplink, 1)):
         maps["devices"].set({"value": device}, {"flags": flags, "addr": ipv4, "addr6": ipv6})

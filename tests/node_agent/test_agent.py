@@ -24,6 +24,7 @@ from tests.node_agent.world import (
     backends,
     from_set,
     judged,
+    masquerade,
     members,
     node,
     pod,
@@ -67,7 +68,9 @@ class World:
     def __init__(self, network: Network, loaded: Loaded, cgroup: Path) -> None:
         self.network, self.loaded = network, loaded
         self.store = MemoryStore()
-        self.settings = NodeSettings(OWN, loaded.bpffs, loaded.state, COMPILED, cgroup, ("eth0",), "veth*", "auto", ())
+        self.settings = NodeSettings(
+            OWN, loaded.bpffs, loaded.state, COMPILED, cgroup, ("eth0",), "veth*", "auto", (), range(30000, 32768)
+        )
 
     @asynccontextmanager
     async def agent(self) -> AsyncIterator[tuple[Agent, Health]]:
@@ -157,6 +160,38 @@ def test_from_a_snapshot_to_maps(run: Run) -> None:
             assert maps["services"].get({"value": 5080}) is not None
             assert set(agent.attachments.devices.values()) == {"eth0", "vethpod"}
             assert world.generation() > 0
+
+    run(work)
+
+
+def test_masquerade_in_the_maps(run: Run) -> None:
+    """Nothing without the record; the ports are there in any case, for clients outside."""
+
+    def masquerading(world: World) -> bool:
+        node = world.loaded.maps["devices"].get({"value": 0})
+        return node is not None and node["flags"] == 2
+
+    async def work(world: World) -> None:
+        world.store.put_now(puts({**MARKS, **RECORDS}))
+        async with world.agent() as (agent, health):
+            await world.settled(agent, health)
+            maps = world.loaded.maps
+            assert not masquerading(world)
+            world.store.put_now(puts(masquerade("192.0.2.0/24")))
+            await until("it masquerades", lambda: masquerading(world))
+            assert maps["non_masquerade"].get({"prefix": 120, "addr": "192.0.2.0"}) is not None
+            world.network.node.run("sysctl", "-qw", "net.ipv4.ip_local_port_range=40000 50000")
+            agent._set_ports()
+            blocks = [maps["settings"].get({"value": index}) for index in (3, 4, 5)]
+            assert blocks == [{"value": f << 16 | n} for f, n in ((1024, 28976), (32768, 7232), (50001, 15535))]
+            assert "source ports" not in agent.host_problems
+            world.network.node.run("sysctl", "-qw", "net.ipv4.ip_local_port_range=1024 65535")
+            agent._set_ports()
+            assert "narrow net.ipv4.ip_local_port_range" in agent.host_problems["source ports"]
+            world.network.node.run("sysctl", "-qw", "net.ipv4.ip_local_port_range=32768 60999")
+            agent._set_ports()
+            world.store.put_now([Delete(key) for key in masquerade()])
+            await until("it does not", lambda: not masquerading(world))
 
     run(work)
 

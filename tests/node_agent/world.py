@@ -13,6 +13,7 @@ from tidegate.records import (
     BackendShard,
     Endpoint,
     Keyspace,
+    Masquerade,
     Node,
     PeerShard,
     Rule,
@@ -44,6 +45,7 @@ FIELDS = {
     "services": ("value:u32", "count:u32 flags:u32 affinity_seconds:u32 positions:u32"),
     "backends": ("service:u32 slot:u32", "addr:addr port:be16 pad:bytes2 flags:u32"),
     "source_ranges": ("prefix:u32 service:u32 addr:addr", "value:u32"),
+    "non_masquerade": ("prefix:u32 addr:addr", "value:u32"),
     "slots": ("service:u32 port:be16 pad:bytes2 addr:addr", "value:u32"),
     "ring": ("service:u32 position:u32", "value:u32"),
     "subjects": ("value:u32", "policy:u32 flags:u32 ingress_lengths:u32 egress_lengths:u32"),
@@ -138,7 +140,7 @@ def flags(name: str, entries: Mapping[bytes, bytes]) -> dict[Any, int]:
 
 
 # Maps of whose values the first field says it all.
-PLAIN = ("services", "members", "devices", "frontends", "rules", "slots", "ring", "source_ranges")
+PLAIN = ("services", "members", "devices", "frontends", "rules", "slots", "ring", "source_ranges", "non_masquerade")
 
 
 def rows(name: str, entries: Mapping[bytes, bytes]) -> dict[Any, Any]:
@@ -178,6 +180,10 @@ def pod_key(name: str) -> str:
 
 def node(name: str, *ips: str, cidrs: tuple[str, ...] = ()) -> Values:
     return {KEYS.node(name): encode(Node(addresses=addresses(*ips), pod_cidrs=tuple(map(pack_cidr, cidrs))))}
+
+
+def masquerade(*cidrs: str) -> Values:
+    return {KEYS.masquerade(): encode(Masquerade(non_masquerade=tuple(map(pack_cidr, cidrs))))}
 
 
 def subject(identity: int, policy: int) -> Values:

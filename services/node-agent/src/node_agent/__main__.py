@@ -10,6 +10,7 @@ from node_agent import nft
 from node_agent.agent import Agent, LoadError, NodeSettings, run_loader, write_whereabouts
 from node_agent.loader import CACHE
 from node_agent.machine import check
+from node_agent.masquerade import parse_ports
 from node_agent.monitor import Monitor
 from node_agent.status import KernelCollector, routes
 from node_agent.sysctl import enable_forwarding
@@ -22,6 +23,15 @@ from tidegate.runtime.settings import CONTEXT_SETTINGS, CommonSettings, common_o
 from tidegate.store.etcd import EtcdStore
 
 # Whether they can be read is asked later: who is not root shall hear of that first.
+
+
+def _ports(_context: click.Context, _parameter: click.Parameter, value: str) -> range:
+    try:
+        return parse_ports(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+
+
 _DIRECTORY = click.Path(path_type=Path, file_okay=False, readable=False)
 
 
@@ -43,6 +53,12 @@ _DIRECTORY = click.Path(path_type=Path, file_okay=False, readable=False)
     default="all",
     help="Whose sockets are translated: all in the cgroup, or the node's own; the packets of the others are.",
 )
+@click.option(
+    "--node-port-range",
+    default="30000-32767",
+    callback=_ports,
+    help="The API server's --service-node-port-range: no source ports of ours.",
+)
 @click.option("--map-size", multiple=True, metavar="MAP=N", help="Entries of a map; may be repeated.")
 def main(
     common: CommonSettings,
@@ -56,6 +72,7 @@ def main(
     attach: str,
     socket_lb: str,
     map_size: tuple[str, ...],
+    node_port_range: range,
 ) -> None:
     """Programs the node's kernel from etcd. Stopping it, or killing it, leaves traffic as it is."""
     settings = NodeSettings(
@@ -69,6 +86,7 @@ def main(
         attach=attach,
         sizes=map_size,
         socket_lb=socket_lb,
+        node_ports=node_port_range,
     )
 
     async def work(_: Stop) -> None:

@@ -19,6 +19,7 @@ from node_agent.entries import NO_DEVICE, Entries
 from node_agent.healthchecks import HealthChecks
 from node_agent.loader import Manifest, catch_up, read_manifest
 from node_agent.maps import Maps
+from node_agent.masquerade import free_blocks, read_local_ports, settings_of
 from node_agent.namespaces import namespace_cookie
 from node_agent.netlink import HostWatch
 from node_agent.release import Releaser
@@ -35,7 +36,8 @@ from tidegate.store import Incomplete, Snapshot, Store, follow_marked
 
 T = TypeVar("T")
 
-SETTING_GENERATION, SETTING_MONITOR, SETTING_SOCKET_NAMESPACE = 0, 1, 3
+SETTING_GENERATION, SETTING_MONITOR, SETTING_SOCKET_NAMESPACE, SETTING_PORTS = 0, 1, 3, 4
+PORT_BLOCKS = 3
 WRITERS = ("endpoint-sync", "policy-sync")
 CHECK = 5.0  # seconds between looks at whether our programs are still where they belong
 
@@ -60,6 +62,7 @@ class NodeSettings:
     pod_interfaces: str
     attach: str
     sizes: tuple[str, ...]
+    node_ports: range
     socket_lb: str = "all"  # whose sockets are translated: all, or those of the node's own network namespace ("node")
 
 
@@ -107,6 +110,7 @@ class Agent:
         self.upkeep = Upkeep(settings.pod_interfaces, settings.uplinks)
         self._checks = HealthChecks(lambda: health.is_ready)
         self._full: dict[str, str] = {}
+        self._ports: dict[str, str] = {}
         self._devices = Devices(settings.pod_interfaces, settings.uplinks)
         self._refused: dict[int, str] = {}
         self._complete = False
@@ -129,6 +133,7 @@ class Agent:
         settings = self._settings
         # Before the programs that ask for it.
         self._set(SETTING_SOCKET_NAMESPACE, namespace_cookie() if settings.socket_lb == "node" else 0)
+        self._set_ports()
         self.attachments = Attachments(self.manifest, settings.bpffs, settings.cgroup, settings.attach)
         # Of maps that have another size now: what programs wrote since they were copied, as late as can be, and again.
         catch_up(settings.bpffs)
@@ -187,6 +192,7 @@ class Agent:
             if self.attachments.tcx:  # links tell cheaply what they hold; filters do not
                 self.attachments.devices.clear()
             await self.in_worker(self.attachments.attach_cgroup)
+            await self.in_worker(self._set_ports)
             self.changed()
 
     async def _apply(self) -> None:
@@ -255,7 +261,8 @@ class Agent:
         pods = {a: i for a, i in pods.items() if i not in uplinks}
         self.view.set_host(pods, host.addresses)
         entries = Entries(self.manifest.maps)
-        present = dict(entries.device(index, *self.view.endpoints.own_addresses) for index in (NO_DEVICE, *uplinks))
+        own, masquerading = self.view.endpoints.own_addresses, self.view.masquerade.enabled
+        present = dict(entries.device(index, *own, masquerading) for index in (NO_DEVICE, *uplinks))
         for key in self.tables.wanted("devices").keys() - present.keys():
             self.tables.want("devices", key, None)
         for key, value in present.items():
@@ -317,6 +324,19 @@ class Agent:
     def _set(self, setting: int, value: int) -> None:
         self.maps["settings"].update(struct.pack("=I", setting), struct.pack("=Q", value))
 
+    def _set_ports(self) -> None:
+        """Which source ports connections may have that leave under the node's address."""
+        local, taken = read_local_ports(), self._settings.node_ports
+        blocks = free_blocks(local, taken)
+        for index, value in enumerate(settings_of(blocks, PORT_BLOCKS), SETTING_PORTS):
+            self._set(index, value)
+        self._ports = {}
+        if not blocks:
+            self._ports["source ports"] = (
+                "none is left for what leaves under the node's address: narrow net.ipv4.ip_local_port_range, which is "
+                f"{local[0]}-{local[-1]}; the NodePorts are {taken[0]}-{taken[-1]}"
+            )
+
     def monitor(self, bits: int) -> None:
         """Which events the programs shall send (monitor.MONITOR_*)."""
         self._set(SETTING_MONITOR, bits)
@@ -331,7 +351,8 @@ class Agent:
         """Guard, route, or port for health checks → why it is not there; etcd → why it cannot be followed."""
         ports = {f"health checks on port {port}": reason for port, reason in self._checks.problems.items()}
         etcd = {"etcd": self._store.trouble} if self._store.trouble else {}
-        return {**etcd, **self.releaser.problems, **self.upkeep.problems, **self._routes.problems, **ports}
+        hosts = {**self.releaser.problems, **self.upkeep.problems, **self._routes.problems}
+        return {**etcd, **self._ports, **hosts, **ports}
 
 
 def write_whereabouts(settings: NodeSettings, cluster: str, etcd: tuple[str, ...], version: str) -> None:

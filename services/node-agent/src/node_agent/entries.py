@@ -7,7 +7,7 @@ from node_agent.loader import MapEntry
 from tidegate.records import IDENTITY_NODE, IDENTITY_REMOTE_NODE, Rule
 
 EP_POD, EP_OWN_NODE, EP_REMOTE_NODE, EP_CLOSED = 0x1, 0x2, 0x4, 0x8
-DEVICE_UPLINK = 0x1
+DEVICE_UPLINK, DEVICE_MASQUERADE = 0x1, 0x2
 NO_DEVICE = 0
 FRONTEND_OPEN, FRONTEND_RANGES = 0x1, 0x2
 SERVICE_DROP = 0x1
@@ -38,10 +38,16 @@ class Entries:
         is_open = fields["flags"] & EP_POD and not fields["flags"] & EP_CLOSED
         return (int(fields["identity"]), int(fields["ifindex"])) if is_open else None
 
-    def device(self, index: int, ipv4: bytes, ipv6: bytes) -> tuple[bytes, bytes]:
-        """An uplink, and the addresses under which connections leave the node through it; NO_DEVICE: the node."""
-        value = self._values["devices"].pack(flags=DEVICE_UPLINK * (index != NO_DEVICE), addr=ipv4, addr6=ipv6)
-        return self._keys["devices"].pack(value=index), value
+    def device(self, index: int, ipv4: bytes, ipv6: bytes, masquerading: bool) -> tuple[bytes, bytes]:
+        """An uplink, and the addresses under which connections leave the node through it; NO_DEVICE: the node.
+
+        `masquerading`: what pods send out of the cluster does so, but for what `non_masquerade` holds.
+        """
+        flags = DEVICE_MASQUERADE * masquerading if index == NO_DEVICE else DEVICE_UPLINK
+        return self._keys["devices"].pack(value=index), self._values["devices"].pack(flags=flags, addr=ipv4, addr6=ipv6)
+
+    def non_masquerade(self, address: bytes, prefix: int) -> bytes:
+        return self._keys["non_masquerade"].pack(prefix=prefix, addr=address)
 
     def frontend_key(self, address: bytes, port: int, protocol: int) -> bytes:
         return self._keys["frontends"].pack(addr=address, port=port, protocol=protocol)

@@ -15,6 +15,7 @@ ORDER = (
     "source_ranges",
     "frontends",
     "subjects",
+    "non_masquerade",
     "devices",
     "endpoints",
 )
@@ -31,6 +32,8 @@ REACHED_FROM: dict[str, frozenset[str]] = {
     "source_ranges": frozenset({"frontends"}),
     "frontends": frozenset(),
     "subjects": frozenset({"endpoints"}),
+    # Where a range found no room, some packets have the node's address; without devices all would be dropped.
+    "non_masquerade": frozenset(),
     "devices": frozenset(),
     "endpoints": frozenset(),
 }

@@ -7,6 +7,7 @@ from node_agent.departures import Departures
 from node_agent.endpoints import EndpointView
 from node_agent.entries import Entries
 from node_agent.hostports import HostPortView
+from node_agent.masquerade import MasqueradeView
 from node_agent.policy import PolicyView
 from node_agent.selections import FrontendTable, SelectionTable
 from node_agent.services import ServiceView
@@ -15,6 +16,7 @@ from tidegate.records import (
     BackendShard,
     Endpoint,
     Keyspace,
+    Masquerade,
     Node,
     PeerShard,
     RecordError,
@@ -25,7 +27,7 @@ from tidegate.records import (
 )
 from tidegate.store import Operation, Put
 
-KINDS = (Node, Endpoint, Service, BackendShard, PeerShard, Rules, Subject)
+KINDS = (Node, Masquerade, Endpoint, Service, BackendShard, PeerShard, Rules, Subject)
 
 
 class View:
@@ -41,12 +43,14 @@ class View:
         self.services = ServiceView(own, tables, entries, selections, leading)
         self.host_ports = HostPortView(own, selections, leading)
         self.departures = Departures(self.services, self.endpoints)
+        self.masquerade = MasqueradeView(tables, entries)
         self.problems: dict[str, str] = {}  # key → why it was not understood
         self._known: set[str] = set()
         self._loaded = False
         self._judged: set[int] = set()
         self._setters: dict[type, Callable[[tuple[str, ...], Any], None]] = {
             Node: lambda name, record: self._set_node(name[0], record),
+            Masquerade: lambda _, record: self.masquerade.set_config(record),
             Endpoint: lambda name, record: self._set_endpoint((name[0], name[1]), record),
             Service: lambda name, record: self._set_service((name[0], name[1]), record),
             BackendShard: lambda name, record: self._set_backends((name[0], name[1]), int(name[2]), record),
@@ -114,6 +118,7 @@ class View:
 
     def _set_node(self, name: str, record: Node | None) -> None:
         self.endpoints.set_node(name, record)
+        self.masquerade.set_node(name, record)
         if name == self._own:
             self.services.set_zone(record.zone if record else "")
 
