@@ -62,12 +62,16 @@ static bool check_source(struct __sk_buff *skb, struct flow *flow)
 /* From the pod to whom it is for by now: a pod, the node, or out of it. */
 static int deliver_from_pod(struct __sk_buff *skb, struct flow *flow)
 {
-	struct endpoint *destination = endpoints.lookup(&flow->destination);
-	if (destination && destination->ifindex)
-		return deliver_to_pod(skb, flow, destination->ifindex);
-	if (destination && destination->flags & EP_OWN_NODE)
-		return TC_ACT_UNSPEC;
-	return deliver_to_network(skb, flow);
+	u32 ifindex = flow->local;
+	if (!ifindex) {
+		struct endpoint *destination = endpoints.lookup(&flow->destination);
+		if (destination && destination->flags & EP_OWN_NODE)
+			return TC_ACT_UNSPEC;
+		if (!destination || !destination->ifindex)
+			return deliver_to_network(skb, flow);
+		ifindex = destination->ifindex;
+	}
+	return deliver_to_pod(skb, flow, ifindex);
 }
 
 static int handle_error_from_pod(struct __sk_buff *skb, struct flow *flow)
@@ -100,7 +104,9 @@ static int handle_from_pod(struct __sk_buff *skb, struct flow *flow)
 		if (action != TC_ACT_UNSPEC)
 			return action;
 	}
-	if (!(flags & EP_POD) && !translate(skb, flow))
+	if (flags & EP_POD)
+		flow->local = addressed->ifindex;
+	else if (!translate(skb, flow))
 		return NO_ACTION;
 	if (flow->vip_known && same_addr(&flow->source, &flow->destination))
 		return hairpin(skb, flow);

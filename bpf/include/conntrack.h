@@ -117,6 +117,7 @@ static bool touch(struct flow *flow, struct connection *connection, bool reply, 
 static bool open_connection(struct flow *flow, u32 generation, u64 now)
 {
 	struct connection *fresh = &flow->fresh;
+	__builtin_memset(fresh, 0, sizeof(*fresh));
 	fresh->flags = flow->swapped ? CONN_SWAPPED : 0;
 	if (flow->from_node)
 		fresh->flags |= CONN_FROM_NODE;

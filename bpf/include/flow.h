@@ -120,14 +120,8 @@ struct flow {
 	__be16 vip_port;
 	u16 pad;
 	u32 service;
-	struct connection fresh;
-
-	/* For the judge: who opened the connection to whom. */
-	struct addr initiator;
-	struct addr responder;
-	__be16 initiator_port;
-	__be16 responder_port;
 	u32 policy;
+	u32 local; /* device of the pod that the packet is addressed to, where that is known already */
 
 	/* Offset of the packet quoted in an ICMP error, and of its transport header. */
 	u32 quoted;
@@ -138,6 +132,12 @@ struct flow {
 	union ip_header ip;
 	struct packet packet;
 	struct ends came;
+	struct connection fresh;
+	/* For the judge: who opened the connection to whom. */
+	struct addr initiator;
+	struct addr responder;
+	__be16 initiator_port;
+	__be16 responder_port;
 	struct rule_key rule;
 	struct member_key member;
 	struct frontend_key frontend;

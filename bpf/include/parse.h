@@ -67,14 +67,12 @@ static bool parse_ports(struct __sk_buff *skb, struct flow *flow)
 	u32 need = protocol == IPPROTO_TCP ? sizeof(struct tcphdr) : protocol == IPPROTO_SCTP ? SCTP_HEADER : 8;
 	if (flow->total < flow->l4 - IP_AT + need)
 		return refuse(flow, REASON_MALFORMED);
-	if (bpf_skb_load_bytes(skb, flow->l4, flow->header, 8))
+	/* Of TCP up to the flags. */
+	if (bpf_skb_load_bytes(skb, flow->l4, flow->header, protocol == IPPROTO_TCP ? 14 : 8))
 		return refuse(flow, REASON_MALFORMED);
 	flow->kind = read_ports(protocol, flow->header, &flow->source_port, &flow->destination_port);
 	u32 transport = 8;
 	if (protocol == IPPROTO_TCP) {
-		/* Data offset and flags. */
-		if (bpf_skb_load_bytes(skb, flow->l4 + 12, flow->header + 12, 2))
-			return refuse(flow, REASON_MALFORMED);
 		transport = (flow->header[12] >> 4) * 4;
 		flow->tcp_flags = flow->header[13];
 		flow->opens = (flow->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
