@@ -6,12 +6,12 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING
 
 import pytest
 from scapy.layers.inet import ICMP, IPerror, UDPerror
 from scapy.layers.inet6 import ICMPv6PacketTooBig, IPerror6
 from scapy.layers.sctp import SCTP
-from scapy.packet import Packet
 from tests.bpf.families import either, family
 from tests.bpf.kernel import FIRST_PORT, LAST_PORT
 from tests.bpf.test_sctp import INIT, INIT_ACK, open_raw, take
@@ -41,6 +41,9 @@ from tests.bpf.traffic import (
     vip,
     wait_for,
 )
+
+if TYPE_CHECKING:
+    from scapy.packet import Packet
 
 pytestmark = pytest.mark.root
 
