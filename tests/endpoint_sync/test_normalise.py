@@ -81,6 +81,7 @@ def test_a_pod_that_goes_has_its_address_until_it_has_finished() -> None:
         ({"podIP": "10.0.0.1", "podIPs": None}, ["10.0.0.1"]),
         ({"podIP": "10.0.0.1", "podIPs": [{"ip": "10.0.0.1"}, {"ip": "fd00::1"}]}, ["10.0.0.1", "fd00::1"]),
         ({"podIP": "fd00::1", "podIPs": [{"ip": "fd00::1"}]}, ["fd00::1"]),
+        ({"podIP": "10.0.0.1", "podIPs": [{"ip": "10.0.0.1"}, {"ip": "::ffff:10.0.0.1"}]}, ["10.0.0.1"]),
     ],
 )
 def test_addresses_of_pods(status: Object, addresses: list[str]) -> None:

@@ -339,6 +339,15 @@ def test_both_addresses_of_a_pod(agent: Agent) -> None:
     assert agent.rows("endpoints").keys() == {IP}
 
 
+def test_an_address_that_a_record_names_twice(agent: Agent) -> None:
+    agent.change({**pod("web", WEB, IP, IP), **judged(WEB)})
+    agent.change(pod("web", WEB, IP))
+    agent.change(pod("web", WEB, IP, IP))
+    assert agent.rows("endpoints").keys() == {IP}
+    agent.remove(pod_key("web"))
+    assert agent.rows("endpoints") == {}
+
+
 def test_an_address_passes_from_one_pod_to_the_next(agent: Agent) -> None:
     agent.change({**pod("old", WEB, IP), **judged(WEB), **judged(DB)})
     agent.change(pod("new", DB, IP))

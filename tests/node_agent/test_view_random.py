@@ -1,19 +1,26 @@
 """The whole view at random: what it comes to step by step, and from nothing."""
 
+import contextlib
 import random
+from typing import Any
 
+import msgpack
 import pytest
+from tests.mutations import Mutator
 from tests.node_agent.world import (
     KEYS,
+    OWN,
     Agent,
     Values,
     backend,
     backends,
     from_set,
+    judged,
     members,
     node,
     pod,
     puts,
+    rows,
     rules,
     service,
     slots,
@@ -22,6 +29,7 @@ from tests.node_agent.world import (
 
 from node_agent.table import ORDER, Step
 from tidegate.records import Backend, Rules, Subject, decode
+from tidegate.records.addresses import pack_address
 from tidegate.store import Delete, Put
 
 NODES, PODS, IDENTITIES, POLICIES, SETS = ("n1", "n2"), 8, range(1001, 1006), range(500, 505), range(300, 303)
@@ -128,3 +136,56 @@ def test_step_by_step_leads_to_the_same_as_from_nothing(seed: int) -> None:
         scratch.view.endpoints.set_host(agent.view.endpoints._devices, agent.view.endpoints._addresses)
         scratch.write()
         assert normal(agent) == normal(scratch), f"seed {seed}, round {round_number}"
+
+
+ODD: list[Any] = [
+    *(0, -1, 1, 2**16 - 1, 2**16, 2**31, 2**32 - 1, 2**32, 2**63, True, None, 1.5, "x", "", b"", b"x" * 5),
+    *(bytes(16), b"\xff" * 16, pack_address("10.0.0.1"), [], {}, [1], [[bytes(16), 129]], {"a": 1}, {"": [6, 80]}),
+]
+NAMES = ["-5", "0", "4294967296", "9" * 20, "abc", "٣", "", "%", "1", "300", "5", "1001", "default", "web"]
+WHOLE: Values = {
+    **node(OWN, "172.31.2.11", cidrs=("10.1.0.0/24",)),
+    **node("n2", "172.31.2.12", cidrs=("10.2.0.0/24",)),
+    **pod("web", 1001, "10.1.0.2"),
+    **pod("db", 1002, "10.2.0.2", node="n2"),
+    **subject(1001, 5),
+    **rules(5, from_set(300)),
+    **members(300, 0, 1002),
+    **judged(1002),
+    **service("shop", "10.96.0.1", http=80),
+    **backends("shop", 0, backend("10.1.0.2"), backend("10.2.0.2")),
+}
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_whatever_a_record_holds_it_costs_itself_alone(seed: int) -> None:
+    choice = random.Random(seed)  # noqa: S311  # to be repeated, not to be secret
+    mutate = Mutator(choice, ODD, keep=("v",))
+    agent = Agent()
+    agent.snapshot(WHOLE)
+    agent.route({"10.1.0.2": 7}, ["172.31.2.11"])
+    before = {name: dict(entries) for name, entries in agent.kernel.items()}
+    added: set[str] = set()
+    for _ in range(40):
+        key, value = choice.choice(list(WHOLE.items()))
+        if choice.random() < 0.3:
+            segments = key.split("/")
+            segments[choice.randrange(4, len(segments))] = choice.choice(NAMES)
+            key = "/".join(segments)
+        with contextlib.suppress(OverflowError):  # more than msgpack knows
+            value = msgpack.packb(mutate(msgpack.unpackb(value)), use_bin_type=True)
+        added.add(key)
+        if choice.random() < 0.15:
+            agent.remove(key)
+        else:
+            agent.change({key: value})
+        if choice.random() < 0.1:
+            agent = agent.restarted()
+            agent.snapshot({**WHOLE, key: value})
+            agent.route({"10.1.0.2": 7}, ["172.31.2.11"])
+    agent.remove(*added)
+    agent.change(WHOLE)
+    assert rows("endpoints", agent.kernel["endpoints"]) == rows("endpoints", before["endpoints"])
+    for name in set(ORDER) - {"backends", "slots", "ring"}:  # of which the order depends on the way
+        assert agent.kernel[name] == before[name], name
+    assert agent.view.problems == {}

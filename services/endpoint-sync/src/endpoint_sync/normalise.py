@@ -96,7 +96,7 @@ def pod_facts(pod: objects.Pod) -> PodFacts | None:
         node=pod.spec.node_name,
         labels=dict(pod.labels),
         ports=ports,
-        addresses=tuple(address(ip, "status.podIPs") for ip in ips),
+        addresses=tuple(dict.fromkeys(address(ip, "status.podIPs") for ip in ips)),
         workload=workload(pod),
         uid=pod.metadata.uid,
         created=pod.metadata.creation_timestamp or "",

@@ -52,7 +52,8 @@ class Departures:
             self._ports[port.id] = key, port.name
             gone.discard(port.id)
         for number in gone:
-            del self._ports[number]
+            if self._ports.get(number, (None, ""))[0] == key:  # not of another that says that the number is its own
+                del self._ports[number]
         if gone:
             self._addresses |= {backend.address for backend in self._services.backends(key)}
 

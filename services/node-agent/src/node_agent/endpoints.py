@@ -60,7 +60,7 @@ class EndpointView:
         members.discard(key)
         if not members:
             del self._by_identity[before.identity]
-        for address in before.addresses:
+        for address in set(before.addresses):  # a record may name one twice
             if after is not None and address in after.addresses:
                 continue
             claims = self._claims[address]

@@ -89,8 +89,10 @@ class SelectionTable:
         self._tables.want("services", self._entries.service_key(number), value)
 
     def empty(self, number: int) -> None:
-        """There is no such selection any more."""
-        slots = self._slots.pop(number)
+        """There is no such selection any more. Another Service with the same number may have ended it already."""
+        slots = self._slots.pop(number, None)
+        if slots is None:
+            return
         self._find_slots(number, slots, {}, set(), False)
         self._turn(number, slots, {}, False)
         for index in range(len(slots.addresses)):
