@@ -238,3 +238,10 @@ def test_a_node_without_an_agent_here(etcd: str) -> None:
     )
     assert result.exit_code == 1
     assert "no agent of node n1 on this machine" in result.output
+
+
+def test_a_masqueraded_connection_is_judged_as_the_nodes(cluster: Cluster) -> None:
+    """web-1 itself would be allowed; what reaches db-1 by way of node n2 comes from n2."""
+    agents = Agents(n2_from_network=answered("chosen", "10.1.0.3", way=MASQUERADED))
+    found = traced(cluster, agents, "shop/web-1", "172.30.0.12:30080")
+    assert (found.made, found.reason) == (False, "POLICY_INGRESS")

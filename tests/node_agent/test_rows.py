@@ -1,7 +1,7 @@
 """The table of Services (tests/choice), through the pure code: objects, records, map entries, a walk through them."""
 
 import asyncio
-from functools import cache, partial
+from functools import partial
 from itertools import count
 
 import pytest
@@ -26,7 +26,7 @@ HOOKS = {
 }
 
 
-@cache
+@pytest.fixture(scope="module")
 def kernels() -> dict[str, Kernel]:
     """Of each node, as if the maps were its kernel's."""
     values, found = asyncio.run(records()), {}
@@ -52,22 +52,22 @@ def look_up(agent: NodeAgent, name: str, key: bytes) -> bytes | None:
     return None
 
 
-def walked(probe: Probe, hooks: tuple[Hook, ...]) -> Walk:
+def walked(kernel: Kernel, probe: Probe, hooks: tuple[Hook, ...]) -> Walk:
     protocol = Protocol[probe.protocol]
     ends = pack_address(source(probe.client, probe.node, probe.family)), pack_address(probe.address)
     for hook in hooks:
-        found = walk(kernels()[probe.node], Question(hook, *ends, probe.port, protocol))
+        found = walk(kernel, Question(hook, *ends, probe.port, protocol))
         if found.outcome in (Outcome.CHOSEN, Outcome.REFUSED):
             break
     return found
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_row(name: str) -> None:
+def test_row(kernels: dict[str, Kernel], name: str) -> None:
     wrong = []
     for probe in probes({name: ROWS[name]}, NUMBERS, ADDRESSES):
         for hooks in HOOKS[probe.client]:
-            found = walked(probe, hooks)
+            found = walked(kernels[probe.node], probe, hooks)
             names = frozenset(pods_by_address()[unpack_address(address)] for address, _ in found.backends)
             end = frozenset({ENDS.get(found.outcome, found.outcome.value)})
             answer = names if found.outcome is Outcome.CHOSEN else end
