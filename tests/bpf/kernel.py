@@ -21,7 +21,7 @@ TCX_INGRESS, TCX_EGRESS = 46, 47
 
 Fields = Mapping[str, Any]
 
-SETTING_PORTS = 3  # enum setting of types.h
+SETTING_PORTS = 4  # enum setting of types.h
 FIRST_PORT, LAST_PORT = 1024, 29999  # under which connections leave as the node, where a test says nothing else
 
 

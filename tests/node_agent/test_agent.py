@@ -182,7 +182,7 @@ def test_masquerade_in_the_maps(run: Run) -> None:
             assert maps["non_masquerade"].get({"prefix": 120, "addr": "192.0.2.0"}) is not None
             world.network.node.run("sysctl", "-qw", "net.ipv4.ip_local_port_range=40000 50000")
             agent._set_ports()
-            blocks = [maps["settings"].get({"value": index}) for index in (3, 4, 5)]
+            blocks = [maps["settings"].get({"value": index}) for index in (4, 5, 6)]
             assert blocks == [{"value": f << 16 | n} for f, n in ((1024, 28976), (32768, 7232), (50001, 15535))]
             assert "source ports" not in agent.host_problems
             world.network.node.run("sysctl", "-qw", "net.ipv4.ip_local_port_range=1024 65535")
