@@ -39,7 +39,7 @@ from tests.node_agent.world import (
 from node_agent import nft
 from node_agent.agent import Agent, NodeSettings
 from node_agent.monitor import MONITOR_DROPS, MONITOR_VERDICTS, Monitor
-from node_agent.status import routes, status
+from node_agent.status import KernelCollector, routes, status
 from node_agent.table import ORDER
 from tidegate.runtime.http import Health, serve
 from tidegate.store import Delete
@@ -374,6 +374,38 @@ def test_nothing_leads_to_what_found_no_room_and_others_go_on(run: Run) -> None:
     run(work)
 
 
+def large(name: str, ip: str, count: int, first: int = 0) -> Values:
+    """A Service whose backends lie in one shard."""
+    ends = (backend(f"10.{200 + n // 62500}.{n // 250 % 250}.{n % 250 + 1}") for n in range(first, first + count))
+    return {**service(name, ip, http=80 + len(name)), **backends(name, 0, *ends)}
+
+
+def test_a_service_that_does_not_fit_keeps_its_state_and_the_others_go_on(run: Run) -> None:
+    async def work(world: World) -> None:
+        room = SIZES["backends"]
+        world.store.put_now(puts({**MARKS, **RECORDS, **large("big", "10.96.0.3", room - 100)}))
+        async with world.agent() as (agent, health):
+            await world.settled(agent, health)
+            before = world.kernel()
+            world.store.put_now(puts(large("big", "10.96.0.3", room)))
+            await until("the refusal", lambda: "default/big" in agent.refused)
+            assert world.kernel() == before
+            world.store.put_now(puts(service("more", "10.96.0.9", http=99)))
+            await until("another Service", lambda: world.loaded.maps["services"].get({"value": 5099}))
+            shown = await status(agent, health, OWN)
+            assert f"{room} entries where it has {room - 100}" in shown["refused"]["default/big"]
+            assert (shown["full"], shown["ready"], shown["pending"]) == ({}, True, 0)
+            (gauge,) = [metric for metric in KernelCollector(agent).collect() if metric.name == "tidegate_refused"]
+            assert [(s.labels, s.value) for s in gauge.samples] == [({"owner": "default/big"}, 1)]
+            generation = world.generation()
+            world.store.put_now([Delete(KEYS.service("default", "shop")), Delete(KEYS.backends("default", "shop", 0))])
+            await until("room", lambda: not agent.refused and agent.tables.pending == 0)
+            assert len(world.loaded.maps["backends"].items()) == room
+            assert world.generation() == generation
+
+    run(work)
+
+
 def test_devices_come_and_go(run: Run) -> None:
     async def work(world: World) -> None:
         world.store.put_now(puts(MARKS))
@@ -468,6 +500,7 @@ def test_status_and_events_over_http(run: Run) -> None:
                 assert shown["endpoints"] == ["default/web"]
                 assert shown["digest"] == world.loaded.manifest.digest
                 assert shown["policy_generation"] == world.generation()
+                assert shown["maps"]["connections"] == {"entries": 0, "capacity": SIZES["connections"], "evicts": True}
                 assert shown["maps"]["subjects"] == {"entries": 1, "capacity": SIZES["subjects"]}
                 assert shown["map_writes_total"] == sum(shown["map_writes"].values()) > 0
                 setting = world.loaded.maps["settings"]

@@ -126,6 +126,24 @@ def test_no_step_leaves_an_entry_that_leads_to_nothing(have: Contents, want: Con
 
 
 @pure
+@given(contents(), contents(), st.integers(0, 16))
+def test_occupied_is_what_is_there_and_what_comes(have: Contents, want: Contents, until: int) -> None:
+    tables = wanting(have, want)
+    kernel = {name: dict(entries) for name, entries in have.items()}
+    gone = 0
+    for step in tables.plan()[:until]:
+        apply(kernel, step)
+        tables.done(step.map, step.puts, step.deletes)
+        gone += len(step.deletes)
+    for name in ORDER:
+        assert tables.occupied(name) == len(kernel[name].keys() | want[name].keys())
+        for key in want[name]:
+            tables.want(name, key, None)
+        assert tables.occupied(name) == len(kernel[name])
+    assert tables.removals == gone
+
+
+@pure
 @given(contents())
 def test_nothing_is_planned_where_nothing_differs(have: Contents) -> None:
     tables = wanting(have, have)

@@ -79,10 +79,11 @@ ENTRIES = Entries(MAPS)
 class Agent:
     """The pure part of an agent, and a dictionary for a kernel."""
 
-    def __init__(self, kernel: Contents | None = None) -> None:
+    def __init__(self, kernel: Contents | None = None, sizes: Mapping[str, int] | None = None) -> None:
+        self.sizes = sizes or {}
         self.kernel: Contents = kernel if kernel is not None else {name: {} for name in ORDER}
         self.tables = Tables(self.kernel)
-        self.view = View(OWN, KEYS, self.tables, ENTRIES)
+        self.view = View(OWN, KEYS, self.tables, ENTRIES, self.sizes)
 
     def snapshot(self, values: Mapping[str, bytes]) -> list[Step]:
         """A complete one; the steps that followed from it, as they were carried out."""
@@ -119,7 +120,7 @@ class Agent:
 
     def restarted(self) -> "Agent":
         """Another agent that finds the same kernel."""
-        return type(self)(self.kernel)
+        return type(self)(self.kernel, self.sizes)
 
     def rows(self, name: str) -> dict[Any, Any]:
         return rows(name, self.kernel[name])

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from tidegate.cli import agents
+from tidegate.cli import agents, fullness
 from tidegate.cli.cluster import Cluster, UnreadableError, here, load, problems, reads_cluster
 from tidegate.cli.output import output_option, show_json, show_table
 from tidegate.records import (
@@ -51,10 +51,14 @@ def collect(cluster: Cluster, nodes: list[dict[str, Any]]) -> dict[str, Any]:
         {"writer": writer, "kind": kind, "namespace": "" if space == "-" else space, "name": name, "reason": reason}
         for writer, kind, space, name, reason in problems(cluster)
     ]
+    capacity = fullness.services(cluster)
+    warnings = fullness.warnings(capacity, nodes)
     healthy = (
         all(writer["leader"] and writer["synced"] for writer in writers)
         and all(node.get("ready") and not node.get("full") and not node.get("problems") for node in nodes)
+        and not any(node.get("refused") for node in nodes)
         and not cluster.unreadable
+        and not warnings
     )
     return {
         "healthy": healthy,
@@ -62,6 +66,8 @@ def collect(cluster: Cluster, nodes: list[dict[str, Any]]) -> dict[str, Any]:
         "bytes": cluster.size,
         "records": {name: len(cluster.all(kind)) for name, kind in COUNTED.items()},
         "writers": writers,
+        "capacity": capacity,
+        "warnings": warnings,
         "problems": refused,
         "unreadable": cluster.unreadable,
         "nodes": nodes,
@@ -91,9 +97,11 @@ def status(context: click.Context, common: CommonSettings, output: str) -> None:
 
 def _show_agents(nodes: list[dict[str, Any]], output: str, error: UnreadableError) -> None:
     if output == "json":
-        show_json({"healthy": False, "error": error.message, "nodes": nodes})
+        warnings = fullness.warnings({}, nodes)
+        show_json({"healthy": False, "error": error.message, "warnings": warnings, "nodes": nodes})
     else:
         _print_nodes(nodes)
+        _print_warnings(fullness.warnings({}, nodes))
 
 
 def _print(found: dict[str, Any]) -> None:
@@ -106,7 +114,11 @@ def _print(found: dict[str, Any]) -> None:
     )
     records = ", ".join(f"{count} {name}" for name, count in found["records"].items())
     click.echo(f"\netcd: revision {found['revision']}, {found['bytes']} bytes of values: {records}\n")
+    if found["capacity"]:
+        taken = (f"{s['entries']} of {s['capacity']} {n.replace('_', ' ')}" for n, s in found["capacity"].items())
+        click.echo(f"all Services: {', '.join(taken)}\n")
     _print_nodes(found["nodes"])
+    _print_warnings(found["warnings"])
     for problem in found["problems"]:
         where = "/".join(filter(None, (problem["namespace"], problem["name"])))
         click.echo(f"refused by {problem['writer']}: {problem['kind']} {where}: {problem['reason']}")
@@ -114,10 +126,22 @@ def _print(found: dict[str, Any]) -> None:
         click.echo(f"unreadable: {key}: {reason}")
 
 
+def _print_warnings(warnings: list[str]) -> None:
+    for text in warnings:
+        click.echo(f"warning: {text}")
+
+
 def _print_nodes(nodes: list[dict[str, Any]]) -> None:
     if nodes:
         show_table(("node", "state", "hooks", "pods", "fullest map", "writes", "memory", "drops"), map(_row, nodes))
+    answering = [node for node in nodes if "error" not in node]
+    if answering:
+        click.echo()
+        show_table(fullness.columns(answering), fullness.rows(answering))
+        click.echo()
     for node in nodes:
+        for name, text in node.get("refused", {}).items():
+            click.echo(f"{node['node']}: {name} keeps its last state: {text}")
         for name, text in {**node.get("full", {}), **node.get("problems", {})}.items():
             click.echo(f"{node['node']}: {name}: {text}")
 
@@ -126,14 +150,15 @@ def _row(node: dict[str, Any]) -> tuple[Any, ...]:
     if "error" in node:
         return node["node"], node["error"], "", "", "", "", "", ""
     waiting = "; ".join(text for text in node["components"].values() if text != "ready")
-    fullest, state = max(node["maps"].items(), key=lambda item: item[1]["entries"] / item[1]["capacity"])
+    maps = {name: state for name, state in node["maps"].items() if not state.get("evicts")}
+    fullest, state = max(maps.items(), key=lambda item: fullness.share(item[1]))
     drops = " ".join(f"{reason}={values['packets']}" for reason, values in node["drops"].items())
     return (
         node["node"],
         "ready" if node["ready"] else waiting,
         node["attached_by"],
         len(node["endpoints"]),
-        f"{fullest} {100 * state['entries'] / state['capacity']:.1f}%",
+        f"{fullest} {fullness.percent(state)}",
         node["map_writes_total"],
         f"{node['memory_mib']} MiB",
         drops or "none",

@@ -15,14 +15,13 @@ from node_agent.monitor import Monitor
 from node_agent.status import KernelCollector, routes
 from node_agent.sysctl import enable_forwarding
 from tidegate.records import Keyspace
+from tidegate.records.capacity import DEFAULT, Amount, map_sizes
 from tidegate.runtime.errors import SettingsError
 from tidegate.runtime.http import Health, serve
 from tidegate.runtime.lifecycle import Stop, run
 from tidegate.runtime.metrics import REGISTRY
 from tidegate.runtime.settings import CONTEXT_SETTINGS, CommonSettings, common_options
 from tidegate.store.etcd import EtcdStore
-
-# Whether they can be read is asked later: who is not root shall hear of that first.
 
 
 def _ports(_context: click.Context, _parameter: click.Parameter, value: str) -> range:
@@ -32,6 +31,8 @@ def _ports(_context: click.Context, _parameter: click.Parameter, value: str) -> 
         raise click.BadParameter(str(error)) from error
 
 
+_ROOM = click.IntRange(1)
+# Whether they can be read is asked later: who is not root shall hear of that first.
 _DIRECTORY = click.Path(path_type=Path, file_okay=False, readable=False)
 
 
@@ -59,6 +60,9 @@ _DIRECTORY = click.Path(path_type=Path, file_okay=False, readable=False)
     callback=_ports,
     help="The API server's --service-node-port-range: no source ports of ours.",
 )
+@click.option("--backends", type=_ROOM, default=None, help="As of endpoint-sync: maps are made for so many.")
+@click.option("--frontends", type=_ROOM, default=None, help="The same.")
+@click.option("--source-ranges", type=_ROOM, default=None, help="The same.")
 @click.option("--map-size", multiple=True, metavar="MAP=N", help="Entries of a map; may be repeated.")
 def main(
     common: CommonSettings,
@@ -71,6 +75,9 @@ def main(
     pod_interfaces: str,
     attach: str,
     socket_lb: str,
+    backends: int | None,
+    frontends: int | None,
+    source_ranges: int | None,
     map_size: tuple[str, ...],
     node_port_range: range,
 ) -> None:
@@ -84,15 +91,32 @@ def main(
         uplinks=uplink,
         pod_interfaces=pod_interfaces,
         attach=attach,
-        sizes=map_size,
         socket_lb=socket_lb,
         node_ports=node_port_range,
+        # What is said of a map itself comes last, and counts.
+        sizes=(*made_for(backends, frontends, source_ranges), *map_size),
     )
 
     async def work(_: Stop) -> None:
         await serve_node(common, settings)
 
     run(work, common, "node-agent")
+
+
+def made_for(backends: int | None, frontends: int | None, source_ranges: int | None) -> tuple[str, ...]:
+    """Sizes of maps (MAP=N) for a capacity; without any of it, the defaults of maps.h, which are made for the default.
+
+    >>> made_for(None, None, None)
+    ()
+    >>> made_for(1_000_000, None, None)[:3]
+    ('backends=2000512', 'slots=2000000', 'ring=1000000')
+    """
+    if backends is None and frontends is None and source_ranges is None:
+        return ()
+    capacity = Amount(
+        backends or DEFAULT.backends, frontends or DEFAULT.frontends, source_ranges or DEFAULT.source_ranges
+    )
+    return tuple(f"{name}={size}" for name, size in map_sizes(capacity).items())
 
 
 async def serve_node(common: CommonSettings, settings: NodeSettings) -> None:

@@ -124,7 +124,8 @@ class Agent:
     async def open(self) -> None:
         """Opens maps and programs, and reads what the maps hold. Raises OSError."""
         await self.in_worker(self._open)
-        self.view = View(self._settings.node, self._keys, self.tables, Entries(self.manifest.maps))
+        entries, sizes = Entries(self.manifest.maps), {name: e.max_entries for name, e in self.manifest.maps.items()}
+        self.view = View(self._settings.node, self._keys, self.tables, entries, sizes)
         self.releaser = Releaser(self.maps["socket_peers"], self.view.departures, self._settings.cgroup)
 
     def _open(self) -> None:
@@ -270,6 +271,7 @@ class Agent:
 
     async def _write(self) -> None:
         self._want_host()
+        removals = self.tables.removals
         steps = self.tables.plan()
         before, self._full = self._full, {}
         outdated: set[str] = set()  # maps with entries that should be others, or gone, and are not
@@ -284,6 +286,8 @@ class Agent:
                 outdated.add(step.map)
         for name in self._full.keys() - before.keys():
             log.warning("map full", map=name, reason=self._full[name])
+        if self.view.room.refused and self.tables.removals != removals:
+            self.changed()  # there is room for some of them
         if any(step.map in POLICY for step in steps):
             await self.in_worker(self._raise_generation)
         self.releaser.look()
@@ -345,6 +349,11 @@ class Agent:
     def full(self) -> dict[str, str]:
         """Map → why what is wanted there is not there."""
         return self._full
+
+    @property
+    def refused(self) -> dict[str, str]:
+        """Service, or pod with host ports → why what is wanted of it now finds no room; what it had, it has."""
+        return {"/".join(owner): reason for owner, reason in sorted(self.view.room.refused.items())}
 
     @property
     def host_problems(self) -> dict[str, str]:

@@ -56,6 +56,17 @@ class Entries:
         flags = FRONTEND_OPEN * is_open | FRONTEND_RANGES * has_ranges
         return self._values["frontends"].pack(service=service, outside=outside, flags=flags)
 
+    def address_alone(self, frontend: bytes) -> bytes:
+        """The key of the entry that stands for the address of a frontend."""
+        return self._keys["frontends"].pack(addr=self._keys["frontends"].unpack(frontend)["addr"])
+
+    def selections(self, name: str, key: bytes, value: bytes) -> set[int]:
+        """To which selections an entry of a map of Services belongs."""
+        if name == "frontends":
+            fields = self._values[name].unpack(value)
+            return {int(fields["service"]), int(fields["outside"])}
+        return {int(self._keys[name].unpack(key)["value" if name == "services" else "service"])}
+
     def source_range(self, service: int, address: bytes, prefix: int) -> bytes:
         return self._keys["source_ranges"].pack(prefix=32 + prefix, service=service, addr=address)
 

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 
 from node_agent.layout import Form
-from node_agent.loader import MapEntry
+from node_agent.loader import MapEntry, count_entries
 
 BATCH = 4096  # entries to a system call
 
@@ -102,6 +102,10 @@ class Map:
         """Entries that are gone already do not matter."""
         for key in keys:
             self.delete(key)
+
+    def count(self) -> int:
+        """How many entries it holds; of a map that programs write meanwhile, about so many."""
+        return count_entries(self.fd)
 
     def items(self) -> dict[bytes, bytes]:
         """All entries. The map must not be written meanwhile, or the kernel may give some of them twice, or not."""

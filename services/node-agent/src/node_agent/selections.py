@@ -147,7 +147,9 @@ class FrontendTable:
 
     def set(self, owner: Owner, frontends: Iterable[Frontend]) -> None:
         """These are the owner's frontends now."""
-        wanted = dict(map(self._entry, frontends))
+        self._set(owner, dict(map(self._entry, frontends)))
+
+    def _set(self, owner: Owner, wanted: dict[bytes, bytes]) -> None:
         before = self._wanted.pop(owner, {})
         for frontend in before.keys() - wanted.keys():
             claims = self._claims[frontend]
@@ -161,6 +163,10 @@ class FrontendTable:
                 self._publish(frontend)
         if wanted:
             self._wanted[owner] = wanted
+
+    def keep(self, owner: Owner, raw: dict[bytes, bytes]) -> None:
+        """These entries are the owner's, as they were found in the map."""
+        self._set(owner, raw)
 
     def _publish(self, frontend: bytes) -> None:
         claims = self._claims.get(frontend)

@@ -1,12 +1,15 @@
 """Services and their backends, as this node sees them. Pure."""
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from node_agent.choice import Place, Refusal, Selection, select
 from node_agent.entries import PRESENT, Entries
 from node_agent.frontends import (
+    IPV6,
     LOCAL,
+    Frontend,
     external,
     families,
     family,
@@ -16,6 +19,7 @@ from node_agent.frontends import (
     ranges,
 )
 from node_agent.healthchecks import HealthCheck
+from node_agent.room import Owner, Raw, Room
 from node_agent.selections import FrontendTable, SelectionTable
 from node_agent.table import Tables
 from tidegate.records import Backend, BackendShard, Service, ServicePort
@@ -39,13 +43,21 @@ class ServiceView:
     """`set_…` takes what is known, `settle` brings the tables up to it."""
 
     def __init__(
-        self, node: str, tables: Tables, entries: Entries, selections: SelectionTable, leading: FrontendTable
+        self,
+        node: str,
+        tables: Tables,
+        entries: Entries,
+        selections: SelectionTable,
+        leading: FrontendTable,
+        room: Room,
     ) -> None:
         self._place = Place(node)
         self._tables = tables
         self._entries = entries
         self._selections = selections
         self._leading = leading
+        self._room = room
+        self._kept: dict[Key, Raw] = {}  # of Services refused since the start: as it was found in the maps
         self._own: frozenset[bytes] = frozenset()
         self._services: dict[Key, Service] = {}
         self._shards: dict[Key, dict[int, BackendShard]] = {}
@@ -106,23 +118,67 @@ class ServiceView:
             del self._shards[key]
         self._dirty.add(key)
 
-    def settle(self) -> None:
-        dirty, self._dirty = self._dirty, set()
-        for key in dirty:
-            service = self._services.get(key)
-            self._program_backends(key, service)
-            self._program_ranges(key, service)
-            self._leading.set(key, frontends(service, self._own) if service else ())
+    def again(self, owners: Iterable[Owner]) -> None:
+        """Those of these that are ours found no room before; there may be some now."""
+        self._dirty |= {(owner[0], owner[1]) for owner in owners if len(owner) == 2}
 
-    def _program_backends(self, key: Key, service: Service | None) -> None:
+    def settle(self) -> None:
+        """A Service that finds no room keeps what is programmed of it. Where room is short, the names decide."""
+        dirty, self._dirty = self._dirty, set()
+        for key in sorted(dirty):
+            service = self._services.get(key)
+            wanted = list(self.wanted(key, service)) if service else []
+            leading = list(frontends(service, self._own)) if service else []
+            self._check_health(key, service)
+            if not self._room.take(key, self._cost(service, wanted, leading), _selections(service)):
+                self._keep(key, service)
+                continue
+            self._let_go(key)
+            self._program_backends(key, service, wanted)
+            self._program_ranges(key, service)
+            self._leading.set(key, leading)
+
+    @staticmethod
+    def _cost(service: Service | None, wanted: list[Wanted], leading: list[Frontend]) -> Counter[str]:
+        """Map → entries."""
+        cost: Counter[str] = Counter()
+        if service is None:
+            return cost
+        cost["frontends"] = len({(f.address, f.port, f.protocol) for f in leading})
+        cost["source_ranges"] = len(set(ranges(service)))
+        cost["services"] = len(wanted)
+        for each in wanted:
+            count = len(each.selection.backends)
+            cost["backends"] += count
+            cost["slots"] += count * bool(service.affinity_seconds)
+            cost["ring"] += count * (each.outside and count > 1)
+        return cost
+
+    def _keep(self, key: Key, service: Service | None) -> None:
+        """What an earlier agent wrote for it stays, where this one has not written anything yet."""
+        if key in self._numbers or key in self._kept:
+            return
+        self._kept[key] = raw = self._room.stored(_selections(service))
+        self._leading.keep(key, raw["frontends"])
+        for name, found in raw.items():
+            if name != "frontends":
+                for entry, value in found.items():
+                    self._tables.want(name, entry, value)
+
+    def _let_go(self, key: Key) -> None:
+        for name, found in self._kept.pop(key, {}).items():
+            if name != "frontends":
+                for entry in found:
+                    self._tables.want(name, entry, None)
+
+    def _program_backends(self, key: Key, service: Service | None, selections: list[Wanted]) -> None:
         needed: set[int] = set()
-        for wanted in self.wanted(key, service) if service else ():
+        for wanted in selections:
             needed.add(wanted.number)
             backends = {(backend.address, backend.ports[wanted.port.name]) for backend in wanted.selection.backends}
             dropping = wanted.selection.refusal is Refusal.DROP
             affinity = service.affinity_seconds if service else 0
             self._selections.fill(wanted.number, backends, dropping, affinity, wanted.outside)
-        self._check_health(key, service)
         for number in self._numbers.pop(key, set()) - needed:
             self._selections.empty(number)
         if needed:
@@ -168,3 +224,9 @@ class ServiceView:
             self._tables.want("source_ranges", entry, PRESENT)
         if wanted:
             self._ranges[key] = wanted
+
+
+def _selections(service: Service | None) -> set[int]:
+    """All that the Service's ports may have, in the past too."""
+    ports = service.ports if service else ()
+    return {port.id | local | bit for port in ports for local in (0, LOCAL) for bit in (0, IPV6)}

@@ -1,5 +1,6 @@
 """What the agent says of itself on its socket, and the kernel's counters as metrics."""
 
+import asyncio
 import json
 import struct
 from collections.abc import Iterable
@@ -61,7 +62,27 @@ class KernelCollector(Collector):
         lost = CounterMetricFamily("tidegate_events_lost", "Events that found no room in their ring.", labels=["ring"])
         for ring, count in events_lost(self._agent).items():
             lost.add_metric([ring], count)
-        return [packets, size, entries, capacity, lost]
+        refused = GaugeMetricFamily(
+            "tidegate_refused", "1 for what found no room and keeps its last state.", labels=["owner"]
+        )
+        for owner in self._agent.refused:
+            refused.add_metric([owner], 1)
+        return [packets, size, entries, capacity, lost, refused]
+
+
+async def fullness(agent: Agent) -> dict[str, dict[str, Any]]:
+    """Map → entries and how many fit. Where the oldest `evicts` for a new one, being full is no trouble."""
+    ours = {name: {"entries": len(agent.tables.have(name)), "capacity": agent.maps[name].max_entries} for name in ORDER}
+    evicting = {name: agent.maps[name] for name, entry in agent.manifest.maps.items() if entry.type == "lru_hash"}
+
+    def count_all() -> dict[str, dict[str, Any]]:
+        return {
+            name: {"entries": opened.count(), "capacity": opened.max_entries, "evicts": True}
+            for name, opened in evicting.items()
+        }
+
+    # Beside the worker: what is to be written does not wait for it.
+    return {**ours, **await asyncio.to_thread(count_all)}
 
 
 def resident_memory() -> int:
@@ -93,10 +114,9 @@ async def status(agent: Agent, health: Health, node: str) -> dict[str, Any]:
         "sockets_freed": agent.releaser.freed,
         "map_writes_total": agent.written.total(),
         "map_writes": dict(+agent.written),
-        "maps": {
-            name: {"entries": len(agent.tables.have(name)), "capacity": agent.maps[name].max_entries} for name in ORDER
-        },
+        "maps": await fullness(agent),
         "full": agent.full,
+        "refused": agent.refused,
         "pending": agent.tables.pending,
         "endpoints": sorted("/".join(key) for key, _ in agent.view.endpoints.local),
         "policy_generation": struct.unpack("=Q", agent.maps["settings"].lookup(key) or bytes(8))[0],

@@ -59,6 +59,8 @@ class Tables:
         self._have: dict[str, dict[bytes, bytes]] = {name: dict(have.get(name, {})) for name in ORDER}
         self._want: dict[str, dict[bytes, bytes]] = {name: {} for name in ORDER}
         self._dirty: dict[str, set[bytes]] = {name: set() for name in ORDER}
+        self._to_come: dict[str, int] = dict.fromkeys(ORDER, 0)  # keys that are wanted and not there
+        self.removals = 0  # entries removed so far
 
     def have(self, name: str) -> Mapping[bytes, bytes]:
         return self._have[name]
@@ -68,10 +70,13 @@ class Tables:
 
     def want(self, name: str, key: bytes, value: bytes | None) -> None:
         """Under `key` there is to be `value`, or nothing (None)."""
+        known = key in self._want[name]
         if value is None:
             self._want[name].pop(key, None)
         else:
             self._want[name][key] = value
+        if key not in self._have[name]:
+            self._to_come[name] += (value is not None) - known
         if self._have[name].get(key) == value:
             self._dirty[name].discard(key)
         else:
@@ -81,6 +86,10 @@ class Tables:
         """From now on everything that nobody wants is to go: called once all that is known has been wanted."""
         for name in ORDER:
             self._dirty[name] |= {key for key in self._have[name] if key not in self._want[name]}
+
+    def occupied(self, name: str) -> int:
+        """Entries that are there, and those that come before any of them goes."""
+        return len(self._have[name]) + self._to_come[name]
 
     @property
     def pending(self) -> int:
@@ -111,13 +120,17 @@ class Tables:
         """The kernel holds this now. What has been wanted otherwise meanwhile, withdrawals included, is due."""
         have, want, dirty = self._have[name], self._want[name], self._dirty[name]
         for key, value in puts:
+            if key not in have and key in want:
+                self._to_come[name] -= 1
             have[key] = value
             if want.get(key) == value:
                 dirty.discard(key)
             else:
                 dirty.add(key)
         for key in deletes:
-            have.pop(key, None)
+            if have.pop(key, None) is not None:
+                self.removals += 1
+                self._to_come[name] += key in want
             if key in want:
                 dirty.add(key)
             else:

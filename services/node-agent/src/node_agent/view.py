@@ -1,6 +1,7 @@
 """From records in etcd to tables: the node's whole view of the cluster. Pure."""
 
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from node_agent.departures import Departures
@@ -9,6 +10,7 @@ from node_agent.entries import Entries
 from node_agent.hostports import HostPortView
 from node_agent.masquerade import MasqueradeView
 from node_agent.policy import PolicyView
+from node_agent.room import Room
 from node_agent.selections import FrontendTable, SelectionTable
 from node_agent.services import ServiceView
 from node_agent.table import Tables
@@ -33,15 +35,24 @@ KINDS = (Node, Masquerade, Endpoint, Service, BackendShard, PeerShard, Rules, Su
 class View:
     """Takes complete snapshots and batches; a record that cannot be understood leaves the previous one in force."""
 
-    def __init__(self, own: str, keys: Keyspace, tables: Tables, entries: Entries) -> None:
+    def __init__(
+        self,
+        own: str,
+        keys: Keyspace,
+        tables: Tables,
+        entries: Entries,
+        sizes: Mapping[str, int] = MappingProxyType({}),
+    ) -> None:
+        """`sizes`: map → entries that it holds; without, any number."""
         self._own = own
         self._keys = keys
         self._tables = tables
         self.policy = PolicyView(tables, entries)
         self.endpoints = EndpointView(own, tables, entries, self.policy)
+        self.room = Room(tables, entries, sizes)
         selections, leading = SelectionTable(tables, entries), FrontendTable(tables, entries)
-        self.services = ServiceView(own, tables, entries, selections, leading)
-        self.host_ports = HostPortView(own, selections, leading)
+        self.services = ServiceView(own, tables, entries, selections, leading, self.room)
+        self.host_ports = HostPortView(own, selections, leading, self.room)
         self.departures = Departures(self.services, self.endpoints)
         self.masquerade = MasqueradeView(tables, entries)
         self.problems: dict[str, str] = {}  # key → why it was not understood
@@ -125,6 +136,9 @@ class View:
     def set_host(self, pods: Mapping[bytes, int], addresses: frozenset[bytes]) -> None:
         """The node's host routes to pods (address → ifindex) and its own addresses."""
         self.endpoints.set_host(pods, addresses)
+        due = self.room.retry()
+        self.services.again(due)
+        self.host_ports.again(due)
         self.services.set_addresses(addresses)
         self.host_ports.set_addresses(addresses)
         self.services.settle()

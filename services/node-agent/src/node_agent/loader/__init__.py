@@ -2,7 +2,7 @@
 
 `python -m node_agent.loader --bpffs DIR --state DIR [--size map=N …]` is a process of its own, because BCC maps LLVM
 (about 190 MB) into whoever imports it. Nothing else in this distribution imports `bcc`, and importing this package
-does not either: what the agent needs of the loader (`Manifest`, `read_manifest`, `prune`, `catch_up`) is free of it.
+does not either: what the agent needs of the loader (`Manifest`, `read_manifest`, `prune`, `catch_up` …) is free of it.
 
 Steps, each in a module: the text (`source`), its instructions and the shapes of its maps (`compile`, the only one with
 BCC), kept in a cache under a digest of text and BCC version (`objects`), given to the kernel with the descriptors of
@@ -28,9 +28,20 @@ A map that is pinned with another definition (type, sizes of key or value, flags
   they are replaced in the same way, and the agent fills the new ones before it moves the links.
 """
 
-from node_agent.loader.carry import catch_up
+from node_agent.loader.carry import catch_up, count_entries
 from node_agent.loader.manifest import Field, Layout, Manifest, MapEntry, ProgramEntry, read_manifest
 from node_agent.loader.objects import CACHE
 from node_agent.loader.pins import prune
 
-__all__ = ["CACHE", "Field", "Layout", "Manifest", "MapEntry", "ProgramEntry", "catch_up", "prune", "read_manifest"]
+__all__ = [
+    "CACHE",
+    "Field",
+    "Layout",
+    "Manifest",
+    "MapEntry",
+    "ProgramEntry",
+    "catch_up",
+    "count_entries",
+    "prune",
+    "read_manifest",
+]

@@ -63,6 +63,11 @@ def count(fd: int, shape: Definition) -> int:
     return sum(number for number, _, _ in _chunks(fd, shape))
 
 
+def count_entries(fd: int) -> int:
+    """The same of a map whose definition is not known. Raises OSError."""
+    return count(fd, definition(fd))
+
+
 def copy(source: int, target: int, shape: Definition) -> int:
     """All entries of one map into another; returns how many. Raises OSError."""
     copied = 0
