@@ -234,6 +234,20 @@ def test_another_size_keeps_what_the_maps_hold(place: Place, filled: Loaded, siz
 
 
 @pytest.mark.root
+def test_an_array_that_grows_keeps_its_values(place: Place) -> None:
+    """As `settings` does, when the programs learn another one."""
+    few = 'BPF_F_TABLE("array", u32, value, name, FEW, 0)'
+    place.edit("maps.h", "#define OWNED", f"#define FEW 2\n#define MAP_FEW(name, value) {few}\n#define OWNED")
+    place.edit("maps.h", "MAP_HASH(ours,", "MAP_FEW(few, u64);\nMAP_HASH(ours,")
+    loaded = Loaded(place.loaded(), place.bpffs, place.state)
+    loaded.maps["few"].set({"value": 1}, {"value": 77})
+    loaded.close()
+    place.edit("maps.h", "FEW 2", "FEW 3")
+    place.loaded()
+    assert content(place)["few"] == [str(({"value": n}, {"value": v})) for n, v in ((0, 0), (1, 77), (2, 0))]
+
+
+@pytest.mark.root
 @pytest.mark.parametrize("name", ["ours", "theirs"])
 def test_a_size_below_what_a_map_holds_is_refused(place: Place, filled: Loaded, name: str) -> None:
     before, pins, ids = content(place), place.pins(), place.map_ids()

@@ -17,7 +17,7 @@ from pathlib import Path
 from node_agent.loader.pins import Definition, definition, opened, pin
 
 # Kinds of maps whose entries can be carried over.
-CARRIED = frozenset({"hash", "lru_hash", "lpm_trie"})
+CARRIED = frozenset({"hash", "lru_hash", "lpm_trie", "array"})
 BATCH = 4096  # entries to a system call
 _BPF_NOEXIST = 1
 
