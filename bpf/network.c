@@ -227,7 +227,8 @@ int PROGRAM(from_network)(struct __sk_buff *skb)
 	int decided = handle_from_network(skb, flow);
 	OPAQUE(decided);
 	int action = carry_out(skb, flow, decided);
-	if (action == TC_ACT_UNSPEC)
+	/* What is none of ours is not counted. */
+	if (action == TC_ACT_UNSPEC && decided != DELIVER)
 		return TC_ACT_UNSPEC;
 	if (action != NO_ACTION || !is_answerable(flow))
 		return finish(skb, flow, action);

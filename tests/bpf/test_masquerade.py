@@ -314,13 +314,13 @@ def test_a_smaller_mtu_on_the_way(masked: Cluster) -> None:
         sender.send(b"x")
         port = receive(server.socket)[1][1]
         about = UDPerror(sport=port, dport=8080, len=1400)
-        word: Packet
         if family() == socket.AF_INET6:
-            word = ICMPv6PacketTooBig(mtu=mtu) / IPerror6(src=node.address, dst=outside_address(), plen=1400) / about
+            quoted6 = IPerror6(src=node.address, dst=outside_address(), plen=1400) / about
+            word = bytes(ICMPv6PacketTooBig(mtu=mtu) / quoted6)
         else:
             quoted = IPerror(src=node.address, dst=outside_address(), flags="DF") / about
-            word = ICMP(type=3, code=4, nexthopmtu=mtu) / quoted
-        router.sendto(bytes(word), (node.address, 0))
+            word = bytes(ICMP(type=3, code=4, nexthopmtu=mtu) / quoted)
+        router.sendto(word, (node.address, 0))
         wait_for("the pod knows", lambda: sender.getsockopt(*path_mtu()) == mtu)
     forget_paths(masked)
     no_drops(masked)
