@@ -6,7 +6,6 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING
 
 import pytest
 from scapy.layers.inet import ICMP, IPerror, UDPerror
@@ -41,9 +40,6 @@ from tests.bpf.traffic import (
     vip,
     wait_for,
 )
-
-if TYPE_CHECKING:
-    from scapy.packet import Packet
 
 pytestmark = pytest.mark.root
 
