@@ -3,6 +3,7 @@
 import json
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -190,6 +191,14 @@ def test_its_nftables_go_and_all_others_stay(node: Namespace, family: str, kind:
     assert node.run("nft", "list", "tables").split("\n")[:-1] == [f"table {family} mine", "table inet kube-proxy"]
     assert node.run("nft", "list", "table", family, "mine") == others
     assert cleaned(node) == []
+
+
+@pytest.mark.root
+def test_the_command_says_what_it_has_removed(node: Namespace) -> None:
+    restore(node, COMMANDS[0], rules_for(COMMANDS[0].startswith("ip6")))
+    command = (sys.executable, "-m", "node_agent.cleanup")
+    assert "chains" in node.run(*command)
+    assert node.run(*command) == "nothing of kube-proxy's is here\n"
 
 
 @pytest.mark.root

@@ -141,7 +141,8 @@ def test_sockets_of_a_backend_that_is_gone_are_ended_and_no_others(run: Run, whe
                 world.store.put_now(GONE)
                 for each in stuck:
                     await until("the end of a stuck socket", lambda each=each: each.ended)  # type: ignore[misc]
-                assert agent.releaser.freed == len(stuck)
+                # They are counted once all have ended.
+                await until("their number", lambda: agent.releaser.freed == len(stuck))
                 assert not any(each.ended for each in (*direct, unconnected))
                 unconnected.socket.sendto(b"x", (VIP, 53))
                 client(DATAGRAM, VIP, 53)
