@@ -19,7 +19,7 @@ from tests.bench.load import Load, Place, compile_load, quiet_cpu
 from tests.bench.model import Size
 from tests.bench.population import ELSEWHERE, Spec, fill
 from tests.bpf.families import using
-from tests.bpf.kernel import TCX_INGRESS, Loaded, attach_tcx, attached_to_cgroup
+from tests.bpf.kernel import FIRST_PORT, LAST_PORT, TCX_INGRESS, Loaded, attach_tcx, attached_to_cgroup
 from tests.bpf.topology import PREFIX, Cluster, Node, Pod, attached, build
 from tests.bpf.traffic import outside, pod
 from tests.leftovers import BPF, cgroup2, sweep
@@ -194,6 +194,7 @@ def _write_maps(cluster: Cluster, node: Node, loaded: Loaded, specs: Sequence[Sp
     finally:
         maps.close()
     ipv4, ipv6 = node.addresses
+    loaded.set_ports((FIRST_PORT, LAST_PORT))
     loaded.maps["devices"].set({"value": node.uplink}, {"flags": 1, "addr": ipv4, "addr6": ipv6})
 
 
