@@ -62,7 +62,7 @@ static bool check_source(struct __sk_buff *skb, struct flow *flow)
 /* From the pod to whom it is for by now: a pod, the node, or out of it. */
 static int deliver_from_pod(struct __sk_buff *skb, struct flow *flow)
 {
-	u32 ifindex = flow->local;
+	u32 ifindex = flow->ifindex;
 	if (!ifindex) {
 		struct endpoint *destination = endpoints.lookup(&flow->destination);
 		if (destination && destination->flags & EP_OWN_NODE)
@@ -105,7 +105,7 @@ static int handle_from_pod(struct __sk_buff *skb, struct flow *flow)
 			return action;
 	}
 	if (flags & EP_POD)
-		flow->local = addressed->ifindex;
+		flow->ifindex = addressed->ifindex;
 	else if (!translate(skb, flow))
 		return NO_ACTION;
 	if (flow->vip_known && same_addr(&flow->source, &flow->destination))

@@ -121,7 +121,6 @@ struct flow {
 	u16 pad;
 	u32 service;
 	u32 policy;
-	u32 local; /* device of the pod that the packet is addressed to, where that is known already */
 
 	/* Offset of the packet quoted in an ICMP error, and of its transport header. */
 	u32 quoted;

@@ -113,24 +113,31 @@ static bool masquerade_pod(struct __sk_buff *skb, struct flow *flow, u32 ifindex
 	return masquerade(skb, flow, &node);
 }
 
+/* The port under which the connection to this backend left whose reply an ICMP error quotes; NULL: there is none. */
+static __be16 *find_quoted_port(struct flow *flow, const struct addr *backend, __be16 backend_port)
+{
+	struct translation_key *quoted = &flow->translation_key;
+	struct masquerade_key *key = &flow->masquerade_key;
+	key->client = quoted->vip;
+	key->vip = quoted->client;
+	key->backend = *backend;
+	key->client_port = quoted->vip_port;
+	key->vip_port = quoted->client_port;
+	key->backend_port = backend_port;
+	key->protocol = quoted->protocol;
+	key->pad = 0;
+	return masquerades.lookup(key);
+}
+
 /* An error of a pod's, or of this node's stack, about a packet that came for the pod to the node's address: the one who
  * sent it knows no pod. */
 static bool masquerade_pod_error(struct __sk_buff *skb, struct flow *flow, u32 ifindex)
 {
 	struct translation_key *quoted = &flow->translation_key;
-	struct masquerade_key *key = &flow->masquerade_key;
 	struct addr node;
 	if (!read_node_address(ifindex, &node))
 		return refuse(flow, REASON_NO_NODE_ADDRESS);
-	key->client = quoted->vip;
-	key->vip = quoted->client;
-	key->backend = quoted->client;
-	key->client_port = quoted->vip_port;
-	key->vip_port = quoted->client_port;
-	key->backend_port = quoted->client_port;
-	key->protocol = quoted->protocol;
-	key->pad = 0;
-	__be16 *known = masquerades.lookup(key);
+	__be16 *known = find_quoted_port(flow, &quoted->client, quoted->client_port);
 	if (!known)
 		return refuse(flow, REASON_ICMP_UNRELATED);
 	__be16 port = *known;
@@ -178,14 +185,7 @@ static bool masquerade_error(struct __sk_buff *skb, struct flow *flow, const str
 {
 	struct translation_key *quoted = &flow->translation_key;
 	struct masquerade_key *key = &flow->masquerade_key;
-	key->client = quoted->vip;
-	key->vip = quoted->client;
-	key->backend = flow->translation.backend;
-	key->client_port = quoted->vip_port;
-	key->vip_port = quoted->client_port;
-	key->backend_port = flow->translation.backend_port;
-	key->protocol = quoted->protocol;
-	__be16 *known = masquerades.lookup(key);
+	__be16 *known = find_quoted_port(flow, &flow->translation.backend, flow->translation.backend_port);
 	if (!known)
 		return refuse(flow, REASON_ICMP_UNRELATED);
 	__be16 port = *known;
