@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from node_agent.choice import why_not
-from node_agent.frontends import HOST_PORT, IPV6, LOCAL, frontends
+from node_agent.frontends import HOST_PORT, IPV6, LOCAL, family, frontends
 from node_agent.hostports import HostPortView
 from node_agent.services import Key, ServiceView, Wanted
 from tidegate.records import Backend, Service
@@ -43,8 +43,9 @@ def _explain_service(services: ServiceView, key: Key, service: Service) -> Itera
                 left_out[text] = reason
             else:
                 chosen.append(text)
-        for backend in wanted.without_port:
-            left_out[_without_port(backend)] = f"its EndpointSlice has no port {wanted.port.name!r}"
+        for backend in services.backends(key):
+            if wanted.port.name not in backend.ports and family(backend.address) == wanted.number & IPV6:
+                left_out[_without_port(backend)] = f"its EndpointSlice has no port {wanted.port.name!r}"
         leading, ranged = _leading_to(services, service, wanted)
         yield {
             "namespace": key[0],

@@ -4,13 +4,14 @@ import ctypes
 import errno
 import os
 from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 from node_agent.layout import Form
-from node_agent.loader import MapEntry, count_entries
-
-BATCH = 4096  # entries to a system call
+from node_agent.loader import MapEntry
+from node_agent.loader.carry import BATCH, BatchOptions, chunks, count_entries
+from node_agent.loader.pins import definition
 
 
 class MapError(OSError):
@@ -19,11 +20,6 @@ class MapError(OSError):
 
 class MapFullError(MapError):
     """There is no room for another entry."""
-
-
-class _BatchOptions(ctypes.Structure):
-    # struct bpf_map_batch_opts
-    _fields_ = (("size", ctypes.c_size_t), ("elem_flags", ctypes.c_uint64), ("flags", ctypes.c_uint64))
 
 
 @cache
@@ -91,7 +87,7 @@ class Map:
             part = entries[start : start + BATCH]
             keys, values = b"".join(key for key, _ in part), b"".join(value for _, value in part)
             count = ctypes.c_uint32(len(part))
-            options = _BatchOptions(ctypes.sizeof(_BatchOptions), 0, 0)
+            options = BatchOptions(ctypes.sizeof(BatchOptions), 0, 0)
             result = libbpf().bpf_map_update_batch(self.fd, keys, values, ctypes.byref(count), ctypes.byref(options))
             if result in (-errno.E2BIG, -errno.ENOSPC, -errno.ENOMEM):
                 return start + count.value
@@ -122,28 +118,12 @@ class Map:
         }
 
     def _batches(self) -> Iterator[tuple[list[bytes], list[bytes]]]:
-        position = ctypes.create_string_buffer(max(self.key.size, 4))
-        first = True
-        keys = ctypes.create_string_buffer(self.key.size * BATCH)
-        values = ctypes.create_string_buffer(self._value_room * BATCH)
-        while True:
-            count = ctypes.c_uint32(BATCH)
-            options = _BatchOptions(ctypes.sizeof(_BatchOptions), 0, 0)
-            result = libbpf().bpf_map_lookup_batch(
-                self.fd,
-                None if first else position,
-                position,
-                keys,
-                values,
-                ctypes.byref(count),
-                ctypes.byref(options),
-            )
-            if result < 0 and result != -errno.ENOENT:
-                self._check(result, "lookup")
-            yield _cut(keys, self.key.size, count.value), _cut(values, self._value_room, count.value)
-            if result == -errno.ENOENT or not count.value:
-                return
-            first = False
+        shape = replace(definition(self.fd), value_size=self._value_room)
+        try:
+            for count, keys, values in chunks(self.fd, shape):
+                yield _cut(keys, self.key.size, count), _cut(values, self._value_room, count)
+        except OSError as error:
+            raise MapError(error.errno, f"map {self.name}: {error.strerror}") from error
 
     def _check(self, result: int, what: str) -> None:
         if result >= 0:

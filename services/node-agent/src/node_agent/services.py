@@ -35,7 +35,6 @@ class Wanted:
     number: int
     selection: Selection
     among: list[Backend]
-    without_port: list[Backend]  # of the same Service and family
     outside: bool  # for clients outside the cluster, too
 
 
@@ -189,14 +188,12 @@ class ServiceView:
         known = self.backends(key)
         for port in service.ports:
             for bit in families(service):
-                of_family = [b for b in known if family(b.address) == bit]
-                of_port = [b for b in of_family if port.name in b.ports]
-                others = [b for b in of_family if port.name not in b.ports]
+                of_port = [b for b in known if port.name in b.ports and family(b.address) == bit]
                 found = select(of_port, self._place)
                 for number in numbers(service, port):
                     selection = found.local if number & LOCAL else found.cluster
                     outside = is_external(service) and number == external(service, port)
-                    yield Wanted(port, number | bit, selection, of_port, others, outside)
+                    yield Wanted(port, number | bit, selection, of_port, outside)
 
     def backends(self, key: Key) -> list[Backend]:
         """All that are known, whoever may use them."""

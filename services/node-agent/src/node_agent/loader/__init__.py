@@ -28,7 +28,7 @@ A map that is pinned with another definition (type, sizes of key or value, flags
   they are replaced in the same way, and the agent fills the new ones before it moves the links.
 """
 
-from node_agent.loader.carry import catch_up, count_entries
+from node_agent.loader.carry import catch_up
 from node_agent.loader.manifest import Field, Layout, Manifest, MapEntry, ProgramEntry, read_manifest
 from node_agent.loader.objects import CACHE
 from node_agent.loader.pins import prune
@@ -41,7 +41,6 @@ __all__ = [
     "MapEntry",
     "ProgramEntry",
     "catch_up",
-    "count_entries",
     "prune",
     "read_manifest",
 ]

@@ -24,7 +24,7 @@ _BPF_NOEXIST = 1
 _Buffer = ctypes.Array[ctypes.c_char]
 
 
-class _BatchOptions(ctypes.Structure):
+class BatchOptions(ctypes.Structure):
     # struct bpf_map_batch_opts
     _fields_ = (("size", ctypes.c_size_t), ("elem_flags", ctypes.c_uint64), ("flags", ctypes.c_uint64))
 
@@ -36,7 +36,7 @@ def _libbpf() -> ctypes.CDLL:
     return library
 
 
-def _chunks(fd: int, shape: Definition) -> Iterator[tuple[int, _Buffer, _Buffer]]:
+def chunks(fd: int, shape: Definition) -> Iterator[tuple[int, _Buffer, _Buffer]]:
     """Number of entries, keys, values; the buffers are filled anew each time. Raises OSError."""
     position = ctypes.create_string_buffer(max(shape.key_size, 4))
     keys = ctypes.create_string_buffer(shape.key_size * BATCH)
@@ -44,7 +44,7 @@ def _chunks(fd: int, shape: Definition) -> Iterator[tuple[int, _Buffer, _Buffer]
     first = True
     while True:
         count = ctypes.c_uint32(BATCH)
-        options = _BatchOptions(ctypes.sizeof(_BatchOptions), 0, 0)
+        options = BatchOptions(ctypes.sizeof(BatchOptions), 0, 0)
         before = None if first else position
         result = _libbpf().bpf_map_lookup_batch(
             fd, before, position, keys, values, ctypes.byref(count), ctypes.byref(options)
@@ -60,7 +60,7 @@ def _chunks(fd: int, shape: Definition) -> Iterator[tuple[int, _Buffer, _Buffer]
 
 def count(fd: int, shape: Definition) -> int:
     """How many entries the map holds. Raises OSError."""
-    return sum(number for number, _, _ in _chunks(fd, shape))
+    return sum(number for number, _, _ in chunks(fd, shape))
 
 
 def count_entries(fd: int) -> int:
@@ -71,9 +71,9 @@ def count_entries(fd: int) -> int:
 def copy(source: int, target: int, shape: Definition) -> int:
     """All entries of one map into another; returns how many. Raises OSError."""
     copied = 0
-    for number, keys, values in _chunks(source, shape):
+    for number, keys, values in chunks(source, shape):
         written = ctypes.c_uint32(number)
-        options = _BatchOptions(ctypes.sizeof(_BatchOptions), 0, 0)
+        options = BatchOptions(ctypes.sizeof(BatchOptions), 0, 0)
         result = _libbpf().bpf_map_update_batch(target, keys, values, ctypes.byref(written), ctypes.byref(options))
         if result < 0:
             raise OSError(-result, f"copy the entries of a map ({shape}): {os.strerror(-result)}")
@@ -84,7 +84,7 @@ def copy(source: int, target: int, shape: Definition) -> int:
 def add_missing(source: int, target: int, shape: Definition) -> int:
     """Entries whose keys the other map does not have; returns how many. What is there is newer. Raises OSError."""
     added = 0
-    for number, keys, values in _chunks(source, shape):
+    for number, keys, values in chunks(source, shape):
         all_keys, all_values = keys.raw, values.raw
         for index in range(number):
             key = all_keys[index * shape.key_size : (index + 1) * shape.key_size]
