@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from node_agent.loader import Layout, Manifest, MapEntry
+from node_agent.namespaces import CLONE_NEWNET, enter, open_own
 
 _LIBBPF = ctypes.CDLL("libbpf.so.1", use_errno=True)
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -215,20 +216,10 @@ _SKB_SIZE = 192
 _MARK_AT, _INGRESS_IFINDEX_AT, _IFINDEX_AT, _GSO_SEGS_AT, _GSO_SIZE_AT = 8, 36, 40, 164, 176
 
 
-_CLONE_NEWNET = 0x40000000
-
-
-def enter(namespace: int) -> None:
-    """Moves the calling thread into the network namespace of a descriptor."""
-    if _LIBC.setns(namespace, _CLONE_NEWNET) != 0:
-        error = ctypes.get_errno()
-        raise OSError(error, f"enter a network namespace: {os.strerror(error)}")
-
-
 @contextmanager
 def entered(namespace: int) -> Iterator[None]:
     """The calling thread, and what it starts, inside the namespace. /sys stays the machine's."""
-    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+    home = open_own()
     enter(namespace)
     try:
         yield
@@ -240,13 +231,13 @@ def entered(namespace: int) -> Iterator[None]:
 @cache
 def _nowhere() -> int:
     """A network namespace without a way out, so that what programs find in it is the same on all machines."""
-    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
-    _check(_LIBC.unshare(_CLONE_NEWNET), "make a network namespace")
+    home = open_own()
+    _check(_LIBC.unshare(CLONE_NEWNET), "make a network namespace")
     try:
         for family in ("ipv4", "ipv6"):
             # A new namespace has these from the first one.
             Path(f"/proc/sys/net/{family}/conf/all/forwarding").write_text("0")
-        return os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+        return open_own()
     finally:
         enter(home)
         os.close(home)

@@ -13,6 +13,7 @@ from tests.bpf.traffic import (
     UDP,
     WANT,
     Server,
+    answer_to_nobody,
     client,
     exchange_tcp,
     mtu_discover,
@@ -107,14 +108,7 @@ def test_a_closed_port(routed: Cluster) -> None:
 
 def test_a_client_that_is_gone(routed: Cluster) -> None:
     node = routed.nodes[0]
-    with Server(host(node), 8080, socket.SOCK_DGRAM) as server:
-        with client(outside(routed), socket.SOCK_DGRAM) as sender:
-            sender.sendto(b"x", (vip(), 443))
-            _, peer = receive(server.socket)
-        server.socket.connect(peer)
-        server.socket.send(b"late")
-        with pytest.raises(ConnectionRefusedError):
-            server.socket.recv(100)
+    answer_to_nobody(host(node), 8080, outside(routed), vip(), 443)
     no_drops(routed)
 
 

@@ -23,6 +23,7 @@ from tests.bpf.traffic import (
     WANT,
     Server,
     allow,
+    answer_to_nobody,
     client,
     exchange_tcp,
     exchange_udp,
@@ -279,14 +280,7 @@ def test_a_closed_port_outside(masked: Cluster) -> None:
 
 def test_a_client_that_is_gone(masked: Cluster) -> None:
     """The pod's kernel tells the one outside, about a packet to the node, as that one believes."""
-    with Server(outside(masked), 8080, socket.SOCK_DGRAM) as server:
-        with client(pod(masked, "a"), socket.SOCK_DGRAM) as sender:
-            sender.sendto(b"x", (outside_address(), 8080))
-            _, peer = receive(server.socket)
-        server.socket.connect(peer)
-        server.socket.send(b"late")
-        with pytest.raises(ConnectionRefusedError):
-            server.socket.recv(100)
+    answer_to_nobody(outside(masked), 8080, pod(masked, "a"), outside_address(), 8080)
     no_drops(masked)
 
 

@@ -17,6 +17,7 @@ from tests.bpf.traffic import (
     UDP,
     WANT,
     Server,
+    answer_to_nobody,
     client,
     exchange_tcp,
     exchange_udp,
@@ -186,14 +187,7 @@ def test_a_client_that_is_gone(world: Cluster, target: str) -> None:
     """Its kernel tells the backend, in the backend's words."""
     node, backend = world.nodes[0], pod(world, target)
     publish(node, backend, protocol=UDP)
-    with Server(backend, 8080, socket.SOCK_DGRAM) as server:
-        with client(outside(world), socket.SOCK_DGRAM) as sender:
-            sender.sendto(b"x", (node.address, PORT))
-            _, peer = server.socket.recvfrom(100)
-        server.socket.connect(peer)
-        server.socket.send(b"late")
-        with pytest.raises(ConnectionRefusedError):
-            server.socket.recv(100)
+    answer_to_nobody(backend, 8080, outside(world), node.address, PORT)
     no_drops(world)
 
 

@@ -7,6 +7,7 @@ from tests.bpf.topology import Cluster
 from tests.bpf.traffic import (
     UDP,
     Server,
+    answer_to_nobody,
     client,
     exchange_tcp,
     exchange_udp,
@@ -66,15 +67,7 @@ def test_error_of_a_services_client_reaches_the_backend(world: Cluster) -> None:
     for target in ("b", "c"):
         backend = pod(world, target)
         serve(world, 5300, [(backend, 5301)], UDP)
-        with Server(backend, 5301, socket.SOCK_DGRAM) as server:
-            with client(a, socket.SOCK_DGRAM) as sender:
-                sender.sendto(b"x", (vip(), 5300))
-                _, peer = server.socket.recvfrom(100)
-            # The client's socket is gone: its kernel answers that nobody is there.
-            server.socket.connect(peer)
-            server.socket.send(b"late")
-            with pytest.raises(ConnectionRefusedError):
-                server.socket.recv(100)
+        answer_to_nobody(backend, 5301, a, vip(), 5300)
 
 
 @pytest.mark.parametrize("size", [3000, 100_000])

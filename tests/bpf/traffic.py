@@ -219,3 +219,15 @@ def too_big(node: Node, port: int, mtu: int) -> bytes:
         return bytes(ICMPv6PacketTooBig(mtu=mtu) / about6)
     about = IPerror(src=node.address, dst=outside_address(), flags="DF") / UDPerror(sport=PORT, dport=port, len=1400)
     return bytes(ICMP(type=3, code=4, nexthopmtu=mtu) / about)
+
+
+def answer_to_nobody(server_at: Pod, server_port: int, client_at: Pod, address: str, port: int) -> None:
+    """A server answers when its client's socket is gone: it is told so by the client's kernel, in its own words."""
+    with Server(server_at, server_port, socket.SOCK_DGRAM) as server:
+        with client(client_at, socket.SOCK_DGRAM) as sender:
+            sender.sendto(b"x", (address, port))
+            _, peer = receive(server.socket)
+        server.socket.connect(peer)
+        server.socket.send(b"late")
+        with pytest.raises(ConnectionRefusedError):
+            server.socket.recv(100)

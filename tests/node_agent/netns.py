@@ -1,7 +1,6 @@
 """Network namespaces for an agent and what it looks at, and a way to run asyncio code inside one."""
 
 import asyncio
-import ctypes
 import json
 import os
 import socket
@@ -13,12 +12,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
+from tests.bpf.kernel import entered
+
 T = TypeVar("T")
 
 PREFIX = "tgt-agent"
 PATIENCE = 20.0  # seconds until a wait gives up
-_CLONE_NEWNET = 0x40000000
-_LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 def name_of(part: str) -> str:
@@ -31,24 +30,15 @@ class Namespace:
         subprocess.run(["ip", "netns", "add", self.name], check=True)
         self.run("ip", "link", "set", "lo", "up")
 
-    def _enter(self) -> None:
-        fd = os.open(f"/run/netns/{self.name}", os.O_RDONLY)
-        try:
-            if _LIBC.setns(fd, _CLONE_NEWNET) != 0:
-                raise OSError(ctypes.get_errno(), f"enter {self.name}")
-        finally:
-            os.close(fd)
-
     @contextmanager
     def entered(self) -> Iterator[None]:
         """The calling thread, and the threads and processes that it starts, inside the namespace."""
-        home = os.open(f"/proc/self/task/{threading.get_native_id()}/ns/net", os.O_RDONLY)
-        self._enter()
+        target = os.open(f"/run/netns/{self.name}", os.O_RDONLY)
         try:
-            yield
+            with entered(target):
+                yield
         finally:
-            _LIBC.setns(home, _CLONE_NEWNET)
-            os.close(home)
+            os.close(target)
 
     def run(self, *command: str) -> str:
         with self.entered():
@@ -84,8 +74,8 @@ class Namespace:
 
         def body() -> None:
             try:
-                self._enter()
-                results.append(asyncio.run(main()))
+                with self.entered():
+                    results.append(asyncio.run(main()))
             except BaseException as error:  # it is raised again in the test's own thread
                 failures.append(error)
 
