@@ -58,12 +58,16 @@ class Admission:
             for port in item.get("ports") or []:
                 port.setdefault("name", "")
                 port.setdefault("protocol", "TCP")
+            for endpoint in item.get("endpoints") or []:
+                endpoint.setdefault("conditions", {})
 
     def _default_service(self, item: Object, before: Object | None) -> None:
         spec: dict[str, Any] = item.setdefault("spec", {})
         item.setdefault("status", {"loadBalancer": {}})
         spec.setdefault("type", "ClusterIP")
         spec.setdefault("sessionAffinity", "None")
+        if spec["sessionAffinity"] == "ClientIP":
+            spec.setdefault("sessionAffinityConfig", {"clientIP": {"timeoutSeconds": 10800}})
         for port in spec.get("ports") or []:
             port.setdefault("protocol", "TCP")
             port.setdefault("targetPort", port.get("port"))
@@ -71,8 +75,9 @@ class Admission:
             return
         spec.setdefault("internalTrafficPolicy", "Cluster")
         self._addresses.assign(item, before)
-        if spec["type"] in ("NodePort", "LoadBalancer"):
+        if spec["type"] in ("NodePort", "LoadBalancer") or spec.get("externalIPs"):
             spec.setdefault("externalTrafficPolicy", "Cluster")
+        if spec["type"] in ("NodePort", "LoadBalancer"):
             self._assign_node_ports(item, spec)
 
     def _assign_node_ports(self, item: Object, spec: dict[str, Any]) -> None:
@@ -87,8 +92,9 @@ class Admission:
         for index, port in enumerate(spec.get("ports") or []):
             if not port.get("nodePort"):
                 port["nodePort"] = next(n for n in NODE_PORTS if (n, port["protocol"]) not in taken)
-            elif (port["nodePort"], port["protocol"]) in taken:
-                text = f"Invalid value: {port['nodePort']}: provided port is already allocated"
+            elif port["nodePort"] not in NODE_PORTS or (port["nodePort"], port["protocol"]) in taken:
+                why = "already allocated" if port["nodePort"] in NODE_PORTS else "not in the valid range"
+                text = f"Invalid value: {port['nodePort']}: provided port is {why}"
                 raise invalid(SERVICE, item["metadata"]["name"], [(f"spec.ports[{index}].nodePort", text)])
             taken.add((port["nodePort"], port["protocol"]))
         self._assign_health_port(item, spec, {number for number, _ in taken})

@@ -11,6 +11,10 @@ Causes = list[tuple[str, str]]
 LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 PORT_NAME = re.compile(r"(?=.*[a-z])[a-z0-9]([-a-z0-9]{0,13}[a-z0-9])?")
+LABEL_VALUE = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
+LONGEST_AFFINITY = 86400  # seconds
+MOST_ANNOTATIONS = 256 * 1024  # bytes of keys and values
+POLICIES = ("Cluster", "Local")
 PROTOCOLS = ("TCP", "UDP", "SCTP")
 OPERATORS = ("In", "NotIn", "Exists", "DoesNotExist")
 
@@ -21,11 +25,38 @@ def validate(kind: Kind, item: Object) -> None:
     name = item["metadata"]["name"]
     if not SUBDOMAIN.fullmatch(name) or len(name) > 253:
         causes.append(("metadata.name", f'Invalid value: "{name}": a lowercase RFC 1123 subdomain is expected'))
+    _metadata(item["metadata"], causes)
     check = {POD: _pod, SERVICE: _service, ENDPOINT_SLICE: _slice, NETWORK_POLICY: _policy}.get(kind)
     if check:
         check(item, causes)
     if causes:
         raise invalid(kind, name, causes)
+
+
+def _metadata(metadata: Object, causes: Causes) -> None:
+    _labels(metadata.get("labels") or {}, "metadata.labels", causes)
+    size = sum(len(key) + len(value) for key, value in (metadata.get("annotations") or {}).items())
+    if size > MOST_ANNOTATIONS:
+        causes.append(("metadata.annotations", f"Too long: may not be more than {MOST_ANNOTATIONS} bytes"))
+
+
+def _labels(labels: Object, field: str, causes: Causes) -> None:
+    for value in labels.values():
+        if not isinstance(value, str) or not LABEL_VALUE.fullmatch(value):
+            causes.append((field, f'Invalid value: "{value}": a valid label must be at most 63 of [-A-Za-z0-9_.]'))
+
+
+def _address(text: Any, field: str, family: str | None, causes: Causes) -> None:
+    """`family` IPv4 or IPv6; None: either. What a packet cannot be sent to from elsewhere is refused, too."""
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        causes.append((field, f'Invalid value: "{text}": must be a valid {family or "IP"} address'))
+        return
+    if family not in (None, f"IPv{address.version}"):
+        causes.append((field, f'Invalid value: "{text}": must be a valid {family} address'))
+    if address.is_loopback or address.is_unspecified or address.is_link_local:
+        causes.append((field, f'Invalid value: "{text}": may not be unspecified, loopback or link-local'))
 
 
 def _port(value: Any, field: str, causes: Causes) -> None:
@@ -66,9 +97,14 @@ def _service(item: Object, causes: Causes) -> None:
         causes.append(("spec.ports", "Required value"))
     if spec["type"] not in ("ClusterIP", "NodePort", "LoadBalancer", "ExternalName"):
         causes.append(("spec.type", f'Unsupported value: "{spec["type"]}"'))
+    _service_fields(spec, causes)
     seen = set()
+    names = set()
     for index, port in enumerate(ports):
         where = f"spec.ports[{index}]"
+        if port.get("name") in names:
+            causes.append((f"{where}.name", f'Duplicate value: "{port["name"]}"'))
+        names.add(port.get("name") or index)
         _port(port.get("port"), f"{where}.port", causes)
         _protocol(port.get("protocol"), f"{where}.protocol", causes)
         if len(ports) > 1 and not port.get("name"):
@@ -81,6 +117,20 @@ def _service(item: Object, causes: Causes) -> None:
         seen.add(key)
 
 
+def _service_fields(spec: Object, causes: Causes) -> None:
+    for index, address in enumerate(spec.get("externalIPs") or []):
+        _address(address, f"spec.externalIPs[{index}]", None, causes)
+    for field in ("internalTrafficPolicy", "externalTrafficPolicy"):
+        if spec.get(field, "Cluster") not in POLICIES:
+            causes.append(
+                (f"spec.{field}", f'Unsupported value: "{spec[field]}": supported values: "Cluster", "Local"')
+            )
+    seconds = ((spec.get("sessionAffinityConfig") or {}).get("clientIP") or {}).get("timeoutSeconds", 1)
+    if not 0 < seconds <= LONGEST_AFFINITY:
+        field = "spec.sessionAffinityConfig.clientIP.timeoutSeconds"
+        causes.append((field, f"Invalid value: {seconds}: must be greater than 0 and less than {LONGEST_AFFINITY}"))
+
+
 def _slice(item: Object, causes: Causes) -> None:
     family = item.get("addressType")
     if family not in ("IPv4", "IPv6", "FQDN"):
@@ -90,20 +140,15 @@ def _slice(item: Object, causes: Causes) -> None:
         if not addresses:
             causes.append((f"endpoints[{index}].addresses", "Required value: must contain at least 1 address"))
         for position, address in enumerate(addresses):
-            if family in ("IPv4", "IPv6") and _family(address) != family:
-                text = f'Invalid value: "{address}": must be a valid {family} address'
-                causes.append((f"endpoints[{index}].addresses[{position}]", text))
+            if family in ("IPv4", "IPv6"):
+                _address(address, f"endpoints[{index}].addresses[{position}]", family, causes)
+    names = set()
     for index, port in enumerate(item.get("ports") or []):
-        if port.get("port") is not None:
-            _port(port["port"], f"ports[{index}].port", causes)
+        # Any number is taken: the real server does not look at it.
+        if port.get("name") in names:
+            causes.append((f"ports[{index}].name", f'Duplicate value: "{port["name"]}"'))
+        names.add(port.get("name"))
         _protocol(port.get("protocol"), f"ports[{index}].protocol", causes)
-
-
-def _family(address: str) -> str | None:
-    try:
-        return f"IPv{ipaddress.ip_address(address).version}"
-    except ValueError:
-        return None
 
 
 def _policy(item: Object, causes: Causes) -> None:
@@ -161,6 +206,7 @@ def _peer(peer: Object, where: str, causes: Causes) -> None:
 
 
 def _selector(selector: Object, where: str, causes: Causes) -> None:
+    _labels(selector.get("matchLabels") or {}, f"{where}.matchLabels", causes)
     for index, item in enumerate(selector.get("matchExpressions") or []):
         field = f"{where}.matchExpressions[{index}]"
         operator, values = item.get("operator"), item.get("values") or []
