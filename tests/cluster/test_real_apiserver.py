@@ -150,7 +150,7 @@ async def test_a_watch_that_ends_goes_on_from_its_last_bookmark(
             await asyncio.wait([following], timeout=0.2)
         await api.create(path, {"metadata": {"name": "late"}, "spec": spec})
         assert name_of(await following) == "late"
-    assert followed.watches[1:3] == followed.bookmarks[:2]
+    assert set(followed.watches[1:]) <= set(followed.bookmarks)
     assert int(followed.watches[2]) > int(followed.watches[0])
     assert followed.lists == 1
 
