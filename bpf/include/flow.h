@@ -139,6 +139,7 @@ struct flow {
 	__be16 responder_port;
 	struct rule_key rule;
 	struct member_key member;
+	struct peer_block_key peer_block;
 	struct frontend_key frontend;
 	struct backend_key backend;
 	struct source_range_key source_range;

@@ -45,6 +45,9 @@
 #ifndef SIZE_members
 #define SIZE_members 1048576
 #endif
+#ifndef SIZE_peer_blocks
+#define SIZE_peer_blocks 262144
+#endif
 #ifndef SIZE_connections
 #define SIZE_connections 131072
 #endif
@@ -115,6 +118,7 @@ MAP_LPM(non_masquerade, struct cidr_key, u32);
 MAP_HASH(subjects, u32, struct subject);
 MAP_HASH(rules, struct rule_key, struct rule);
 MAP_HASH(members, struct member_key, u32);
+MAP_LPM(peer_blocks, struct peer_block_key, u32);
 
 MAP_LRU(connections, struct tuple, struct connection);
 MAP_LRU(connections_new, struct tuple, struct connection);

@@ -4,7 +4,19 @@
 /* The pass of the loop below that looks for rules without a port. */
 #define ANY_PROTOCOL 17
 
-/* Whether the rule at flow->rule, if there is one, names a set with the peer in it. flow->member.member is the peer. */
+/* Whether a set of blocks has the peer's address in it. flow->peer_block.addr is that, flow->member.member the peer. */
+static bool blocks_allow(struct flow *flow, u32 set)
+{
+	flow->peer_block.prefix = PEER_BLOCK_BITS;
+	flow->peer_block.set = set;
+	u32 *needed = peer_blocks.lookup(&flow->peer_block);
+	if (!needed || *needed == SET_NONE)
+		return false;
+	flow->member.set = *needed;
+	return *needed == SET_ANY || members.lookup(&flow->member);
+}
+
+/* Whether the rule at flow->rule, if there is one, names a set with the peer in it. */
 static bool rule_allows(struct flow *flow)
 {
 	struct rule *rule = rules.lookup(&flow->rule);
@@ -20,7 +32,7 @@ static bool rule_allows(struct flow *flow)
 		if (members.lookup(&flow->member))
 			return true;
 	}
-	return false;
+	return rule->blocks && blocks_allow(flow, rule->blocks);
 }
 
 /* The verdict of one subject's rules on its peer. Rules add up: any that matches allows. */
@@ -81,6 +93,7 @@ static bool judge(struct __sk_buff *skb, struct flow *flow)
 			continue;
 		flow->direction = egress ? DIRECTION_EGRESS : DIRECTION_INGRESS;
 		flow->reason = REASON_FORWARDED;
+		flow->peer_block.addr = egress ? flow->responder : flow->initiator;
 		bool allowed = ask_subject(flow, flow->direction, egress ? from : to, egress ? to : from);
 		tell_verdict(skb, flow, flow->reason);
 		if (!allowed)

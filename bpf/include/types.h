@@ -173,14 +173,26 @@ struct rule {
 	__u32 sets[RULE_SETS]; /* the first `count` of them; SET_ANY alone means every peer */
 	__u32 count;
 	__u32 flags;
+	__u32 blocks; /* the set of blocks of addresses (first part of the key of `peer_blocks`); 0: none */
 };
 
+#define SET_NONE 0
 #define SET_ANY 1
 
 struct member_key {
 	__u32 set;
-	__u32 member; /* an identity; bit 31: a class of CIDRs (later) */
+	__u32 member; /* an identity */
 };
+
+/* peer_blocks: a set's blocks of addresses, and their exceptions: the longest prefix of set and address holds. Value:
+ * SET_ANY allows the address, SET_NONE is an exception, another set allows it if the peer's identity is in that. */
+struct peer_block_key {
+	__u32 prefix; /* in bits: 32 of the set, then those of the address */
+	__u32 set;
+	struct addr addr;
+};
+
+#define PEER_BLOCK_BITS (32 + 128)
 
 /* ---- connections --------------------------------------------------------------------------------------------- */
 

@@ -1,10 +1,11 @@
 """Policy, closed pods and foreign addresses."""
 
 import socket
+from ipaddress import ip_network
 
 import pytest
 from tests.bpf.families import either, family
-from tests.bpf.topology import Cluster
+from tests.bpf.topology import Cluster, Node, Pod
 from tests.bpf.traffic import (
     EGRESS,
     INGRESS,
@@ -12,11 +13,14 @@ from tests.bpf.traffic import (
     TCP,
     Server,
     allow,
+    allow_blocks,
+    block,
     client,
     denied,
     exchange_tcp,
     isolate,
     member,
+    outside,
     ping,
     pod,
     raise_generation,
@@ -26,6 +30,8 @@ from tests.bpf.traffic import (
 )
 
 pytestmark = pytest.mark.root
+
+SET_NONE = 0
 
 
 @pytest.mark.parametrize(("source", "target"), PAIRS)
@@ -56,6 +62,57 @@ def test_egress_policy(world: Cluster, source: str, target: str) -> None:
     raise_generation(node)
     exchange_tcp(one, other, other.address, 8081)
     ping(one, other.address)
+
+
+def around(target: Pod | Node) -> tuple[str, int]:
+    """A range with the whole network of the pod or node in it."""
+    return str(ip_network(f"{target.address}/{either(24, 64)}", strict=False).network_address), either(24, 64)
+
+
+@pytest.mark.parametrize(("source", "target"), PAIRS)
+def test_blocks_of_addresses(world: Cluster, source: str, target: str) -> None:
+    """They hold for pods; an exception added to them cuts the connection that lives."""
+    one, other = pod(world, source), pod(world, target)
+    node = other.node
+    isolate(node, target, ingress=True, ingress_lengths=1 << 31)
+    allow_blocks(node, target, INGRESS, 700)
+    block(node, 701, *around(one))  # another set's
+    denied(world, one, other, 8080, node, "POLICY_INGRESS")
+    block(node, 700, *around(one))
+    with Server(other, 8080) as server, client(one) as connection:
+        connection.connect((other.address, 8080))
+        accepted = server.accept()
+        connection.send(b"before")
+        assert accepted.recv(100) == b"before"
+        block(node, 700, one.address, either(32, 128), SET_NONE)
+        raise_generation(node)
+        before = node.programs.counter("POLICY_INGRESS")
+        connection.send(b"after")
+        wait_for("a drop", lambda: node.programs.counter("POLICY_INGRESS") > before)
+        accepted.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            accepted.recv(100)
+        block(node, 700, one.address, either(32, 128), 500)  # those in it who are in this set as well
+        denied(world, one, other, 8081, node, "POLICY_INGRESS")
+        member(node, 500, source)
+        raise_generation(node)
+        accepted.setblocking(True)
+        assert accepted.recv(100) == b"after", "sent again, once it was allowed"
+        accepted.close()
+
+
+def test_blocks_of_addresses_hold_for_nodes_and_the_outside(world: Cluster) -> None:
+    node, a = world.nodes[0], pod(world, "a")
+    isolate(node, "a", egress=True, egress_lengths=1 << 31)
+    allow_blocks(node, "a", EGRESS, 700)
+    for target, name in ((node, "own node"), (world.nodes[1], "other node"), (outside(world), "outside")):
+        lost = node.programs.counter("POLICY_EGRESS")
+        with client(a, socket.SOCK_DGRAM) as sender:
+            sender.sendto(b"x", (target.address, 9))
+        assert node.programs.counter("POLICY_EGRESS") > lost, name
+        block(node, 700, target.address, either(32, 128))
+        raise_generation(node)
+        ping(a, target.address)
 
 
 def test_policy_holds_behind_a_service(world: Cluster) -> None:

@@ -174,6 +174,18 @@ def member(node: Node, number: int, name: str) -> None:
     node.programs.maps["members"].set({"set": number, "member": IDENTITIES[name]}, {"value": 1})
 
 
+def allow_blocks(node: Node, name: str, direction: int, number: int) -> None:
+    """Everything for a set of blocks."""
+    key = {"policy": IDENTITIES[name], "direction": direction}
+    node.programs.maps["rules"].set(key, {"blocks": number})
+
+
+def block(node: Node, number: int, address: str, length: int, needed: int = 1) -> None:
+    """A range of the family of `address`; `needed` is 0 for an exception."""
+    prefix = 32 + length + (0 if ":" in address else 96)
+    node.programs.maps["peer_blocks"].set({"prefix": prefix, "set": number, "addr": address}, {"value": needed})
+
+
 def raise_generation(node: Node) -> None:
     settings = node.programs.maps["settings"]
     now = settings.get({"value": 0})

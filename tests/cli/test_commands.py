@@ -12,10 +12,11 @@ from tests.cli.conftest import DB, IDLE, KEYS, WEB, records
 from tidegate.cli import cluster, tidegate
 from tidegate.cli.cluster import parse
 from tidegate.cli.monitor import line
-from tidegate.cli.policy import judge
+from tidegate.cli.policy import Peer, judge
 from tidegate.cli.render import plain, ports
 from tidegate.cli.status import collect
 from tidegate.records import Direction, Protocol, encode
+from tidegate.records.addresses import pack_address
 
 
 @pytest.fixture(autouse=True)
@@ -205,8 +206,8 @@ def test_the_playground_that_the_environment_names(etcd: str, tmp_path: Path, mo
 def test_judge_needs_the_peer_in_the_set() -> None:
     values = {key: encode(record) for key, record in records().items()}
     found = parse(KEYS, values)
-    assert judge(found, DB, WEB, Direction.INGRESS, Protocol.TCP, 5432).allowed
-    assert not judge(found, DB, IDLE, Direction.INGRESS, Protocol.TCP, 5432).allowed
+    assert judge(found, DB, Peer(WEB, pack_address("10.1.0.2")), Direction.INGRESS, Protocol.TCP, 5432).allowed
+    assert not judge(found, DB, Peer(IDLE, pack_address("10.1.0.4")), Direction.INGRESS, Protocol.TCP, 5432).allowed
 
 
 @pytest.mark.parametrize(

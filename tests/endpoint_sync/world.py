@@ -146,14 +146,16 @@ def pod(
     node: str = "n1",
     **metadata: Any,
 ) -> Object:
-    """`where` is namespace/name; `ports` name → (protocol, number)."""
+    """`where` is namespace/name; `ip` one address or several, with spaces; `ports` name → (protocol, number)."""
     ns, name = where.split("/")
+    ips = ip.split()
+    addresses = {"podIP": ips[0], "podIPs": [{"ip": each} for each in ips]} if ips else {}
     listed = [{"name": key, "protocol": proto, "containerPort": port} for key, (proto, port) in (ports or {}).items()]
     return {
         "kind": "Pod",
         "metadata": {"namespace": ns, "name": name, "labels": dict(labels or {}), **metadata},
         "spec": {"nodeName": node, "containers": [{"ports": listed}]},
-        "status": {"phase": "Running", **({"podIP": ip, "podIPs": [{"ip": ip}]} if ip else {})},
+        "status": {"phase": "Running", **addresses},
     }
 
 

@@ -7,6 +7,7 @@ from tests.node_agent.world import (
     Agent,
     backend,
     backends,
+    blocks,
     from_set,
     judged,
     members,
@@ -289,6 +290,31 @@ def test_a_member_that_moves_to_another_shard_stays(agent: Agent) -> None:
     assert agent.batch(Delete(KEYS.peers(300, 1)), *puts(members(300, 0, DB, CRON))) == []
     agent.change(members(300, 0, DB))
     assert agent.rows("members").keys() == {(300, DB)}
+
+
+def test_blocks_of_addresses_come_and_go_with_their_rules(agent: Agent) -> None:
+    """They stand before the rule that names them, and the sets that they name before them."""
+    shards = {**blocks(700, 0, ("10.0.0.0/8", ANY_SET), ("10.1.0.0/16", 0)), **blocks(700, 1, ("fd00::/8", 300))}
+    named = Rule(direction=0, sets=(), blocks=700)
+    steps = agent.change(
+        {**pod("web", WEB, IP), **members(300, 0, CRON), **shards, **rules(5, named), **subject(WEB, 5)}
+    )
+    assert [step.map for step in steps if step.map != "devices"][:4] == ["members", "peer_blocks", "rules", "subjects"]
+    assert agent.rows("peer_blocks") == {
+        (32 + 104, 700, "10.0.0.0"): ANY_SET,
+        (32 + 112, 700, "10.1.0.0"): 0,
+        (32 + 8, 700, "fd00::"): 300,
+    }
+    assert agent.rows("members") == {(300, CRON): 1}
+    assert agent.rows("rules") == {(5, 0, 0, 0, 0): (700,)}
+    agent.change(members(300, 0, CRON, DB))
+    assert agent.rows("members").keys() == {(300, CRON), (300, DB)}
+    agent.change(blocks(700, 1, ("fd00::/8", 301)))
+    assert agent.rows("peer_blocks")[32 + 8, 700, "fd00::"] == 301
+    assert agent.rows("members") == {}
+    steps = agent.change({**rules(6), **subject(WEB, 6)})
+    assert [step.map for step in steps] == ["subjects", "rules", "peer_blocks"]
+    assert agent.rows("peer_blocks") == {}
 
 
 def test_a_set_that_nobody_here_uses_costs_nothing(agent: Agent) -> None:

@@ -51,8 +51,9 @@ FIELDS = {
     "subjects": ("value:u32", "policy:u32 flags:u32 ingress_lengths:u32 egress_lengths:u32"),
     "rules": (
         "policy:u32 direction:u8 protocol:u8 length:u8 pad:u8 port:be16 pad2:bytes2",
-        "sets:u32[] count:u32 flags:u32",
+        "sets:u32[] count:u32 flags:u32 blocks:u32",
     ),
+    "peer_blocks": ("prefix:u32 set:u32 addr:addr", "value:u32"),
     "members": ("set:u32 member:u32", "value:u32"),
 }
 
@@ -141,7 +142,18 @@ def flags(name: str, entries: Mapping[bytes, bytes]) -> dict[Any, int]:
 
 
 # Maps of whose values the first field says it all.
-PLAIN = ("services", "members", "devices", "frontends", "rules", "slots", "ring", "source_ranges", "non_masquerade")
+PLAIN = (
+    "services",
+    "members",
+    "devices",
+    "frontends",
+    "rules",
+    "slots",
+    "ring",
+    "source_ranges",
+    "non_masquerade",
+    "peer_blocks",
+)
 
 
 def rows(name: str, entries: Mapping[bytes, bytes]) -> dict[Any, Any]:
@@ -151,7 +163,7 @@ def rows(name: str, entries: Mapping[bytes, bytes]) -> dict[Any, Any]:
     for raw_key, raw_value in entries.items():
         key, value = _plain(key_form.unpack(raw_key)), _plain(value_form.unpack(raw_value))
         if name == "rules":
-            value = {"sets": value["sets"][: value["count"]]}
+            value = {"sets": (*value["sets"][: value["count"]], *filter(None, [value["blocks"]]))}
         whole = tuple(key.values()) if len(key) > 1 else next(iter(key.values()))
         found[whole] = next(iter(value.values())) if name in PLAIN else value
     return found
@@ -202,6 +214,12 @@ def from_set(group: int, port: int = 80) -> Rule:
 
 def members(group: int, shard: int, *identities: int) -> Values:
     return {KEYS.peers(group, shard): encode(PeerShard(members=identities))}
+
+
+def blocks(group: int, shard: int, *items: tuple[str, int]) -> Values:
+    """(CIDR, what holds in it)"""
+    found = tuple((*pack_cidr(cidr), needed) for cidr, needed in items)
+    return {KEYS.peers(group, shard): encode(PeerShard(blocks=found))}
 
 
 def judged(identity: int, policy: int = 900) -> Values:

@@ -5,7 +5,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 from tests.endpoint_sync.world import KEYS, Object, World, match, namespace, pod, policy
-from tests.policy_sync.reference import Compiled, Packet
+from tests.policy.compiled import Compiled
+from tests.policy.model import Packet
 
 from tidegate.records import IdentityKeys, PeerShard, Problem, Rules, Subject, encode
 from tidegate.runtime import metrics

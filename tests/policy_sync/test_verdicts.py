@@ -1,41 +1,52 @@
 """The records allow what the API documentation says, and nothing else."""
 
 import asyncio
+from ipaddress import ip_address, ip_network
 from itertools import product
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.endpoint_sync.world import Object, World, match, namespace, pod, policy
-from tests.policy_sync.reference import Compiled, Documentation, Packet
+from tests.endpoint_sync.world import Object, World, match, namespace, node, pod, policy
+from tests.policy.compiled import Compiled
+from tests.policy.model import Documentation, Packet
 
 HTTP, DNS, METRICS = {"http": ("TCP", 8080)}, {"dns": ("UDP", 53), "http": ("TCP", 8081)}, {"metrics": ("TCP", 9100)}
 NAMESPACES = [namespace("shop", team="a"), namespace("pay", team="b"), namespace("ops", team="b", tier="infra")]
 PODS = [
-    pod("shop/web", "10.0.0.1", {"app": "web", "tier": "front"}, HTTP),
-    pod("shop/db", "10.0.0.2", {"app": "db", "tier": "store"}, {"http": ("TCP", 80)}),
-    pod("shop/bare", "10.0.0.3"),
-    pod("pay/web", "10.0.0.4", {"app": "web"}, DNS),
-    pod("pay/db", "10.0.0.5", {"app": "db", "pod-template-hash": "h1"}, HTTP),
-    pod("ops/agent", "10.0.0.6", {"app": "agent", "tier": "front"}, METRICS),
+    pod("shop/web", "10.0.0.1 fd00::1", {"app": "web", "tier": "front"}, HTTP),
+    pod("shop/db", "10.0.0.2 fd00::2", {"app": "db", "tier": "store"}, {"http": ("TCP", 80)}),
+    pod("shop/bare", "10.0.0.3 fd00::3"),
+    pod("pay/web", "10.0.0.4 fd00::4", {"app": "web"}, DNS, "n2"),
+    pod("pay/db", "10.0.0.5 fd00::5", {"app": "db", "pod-template-hash": "h1"}, HTTP, "n2"),
+    pod("ops/agent", "10.0.0.6 fd00::6", {"app": "agent", "tier": "front"}, METRICS, "n2"),
 ]
+NODES = [node("n1", "192.168.0.1", "fd00:192::1"), node("n2", "192.168.0.2", "fd00:192::2")]
+OUTSIDE = {4: ["203.0.113.1", "203.0.113.129"], 6: ["2001:db8::1", "2001:db8:1::1"]}
 PLACES = ["/".join((p["metadata"]["namespace"], p["metadata"]["name"])) for p in PODS]
 PORTS = [("TCP", 80), ("TCP", 8080), ("TCP", 8081), ("TCP", 9100), ("UDP", 53), ("SCTP", 80), ("ICMP", 0)]
-PACKETS = [Packet(a, b, *port) for a, b, port in product(PLACES, PLACES, PORTS)]
+PACKETS = [
+    Packet(a, b, *port, family)
+    for family in (4, 6)
+    for a, b in product([*PLACES, "n1", "n2", *OUTSIDE[family]], repeat=2)
+    if a in PLACES or b in PLACES
+    for port in PORTS
+]
 
 
 async def differences(policies: list[Object]) -> list[tuple[Packet, str]]:
     world = World()
-    world.put(*NAMESPACES, *PODS, *policies)
+    world.put(*NODES, *NAMESPACES, *PODS, *policies)
     async with world.running():
         assert world.problems() == {}
         compiled = Compiled(world)
-    documented = Documentation(NAMESPACES, PODS, policies)
+    documented = Documentation(NAMESPACES, PODS, policies, NODES)
+    found = [(packet, compiled.allows(packet)) for packet in PACKETS]
     return [
-        (packet, "allowed" if compiled.allows(packet) else "denied")
-        for packet in PACKETS
-        if compiled.allows(packet) != documented.allows(packet)
+        (packet, "allowed" if allowed else "denied")
+        for packet, allowed in found
+        if allowed != documented.allows(packet)
     ]
 
 
@@ -47,7 +58,12 @@ def tcp(port: int | str, **more: Any) -> Object:
     return {"protocol": "TCP", "port": port, **more}
 
 
+def block(cidr: str, *excepts: str) -> Object:
+    return {"ipBlock": {"cidr": cidr, **({"except": list(excepts)} if excepts else {})}}
+
+
 WEB, DB = match(app="web"), match(app="db")
+BOTH = ["Ingress", "Egress"]
 CASES: dict[str, list[Object]] = {
     "nothing": [],
     "default deny": [policy("shop/p")],
@@ -106,33 +122,64 @@ CASES: dict[str, list[Object]] = {
     "more peers than a map entry holds": [
         policy("shop/p", ingress=[{"from": [{"podSelector": match(app=name)} for name in ("web", *"abcdefghijk")]}])
     ],
+    "more peers than a map entry holds, by several policies": [
+        policy(
+            f"shop/{n}", ingress=[{"from": [{"podSelector": match(app=name)} for name in ("web", *"abcdefghijk"[n:])]}]
+        )
+        for n in range(10)
+    ],
+    "everybody and somebody": [
+        policy("shop/p", ingress=[{"ports": [tcp(80)]}]),
+        policy("shop/q", ingress=[{"from": [{"podSelector": WEB}, block("10.0.0.4/32")], "ports": [tcp(80)]}]),
+    ],
+    "a block of all IPv4 is pods, nodes and the outside": [
+        policy(
+            "shop/p", policyTypes=BOTH, ingress=[{"from": [block("0.0.0.0/0")]}], egress=[{"to": [block("0.0.0.0/0")]}]
+        )
+    ],
+    "a block of all IPv6 is no IPv4": [
+        policy("shop/p", policyTypes=BOTH, ingress=[{"from": [block("::/0")]}], egress=[{"to": [block("::/0")]}])
+    ],
+    "a block around the place of IPv4 in IPv6": [policy("shop/p", ingress=[{"from": [block("::/64")]}])],
+    "an exception around it": [policy("shop/p", ingress=[{"from": [block("::/0", "::/64"), block("10.0.0.0/8")]}])],
+    "one address": [policy("shop/p", ingress=[{"from": [block("10.0.0.4/32")]}])],
+    "an exception": [policy("shop/p", ingress=[{"from": [block("10.0.0.0/8", "10.0.0.4/30")]}])],
+    "exceptions within exceptions": [
+        policy("shop/p", ingress=[{"from": [block("0.0.0.0/0", "10.0.0.0/8", "10.0.0.4/32", "203.0.113.0/25")]}])
+    ],
+    "a block within another's exception": [
+        policy("shop/p", ingress=[{"from": [block("10.0.0.0/8", "10.0.0.0/24"), block("10.0.0.4/31")]}])
+    ],
+    "blocks and exceptions in several policies": [
+        policy("shop/p", ingress=[{"from": [block("0.0.0.0/0", "10.0.0.0/24")]}]),
+        policy("shop/q", ingress=[{"from": [block("10.0.0.0/16", "10.0.0.4/30")]}]),
+        policy("shop/r", DB, ingress=[{"from": [block("10.0.0.5/32")], "ports": [tcp(80)]}]),
+        policy("pay/p", ingress=[{"from": [block("10.0.0.0/29", "10.0.0.1/32")]}]),
+    ],
+    "host bits mean nothing": [policy("shop/p", ingress=[{"from": [block("10.0.0.77/8", "10.0.0.7/30")]}])],
+    "blocks beside pods": [policy("shop/p", ingress=[{"from": [block("203.0.113.0/25"), {"podSelector": WEB}]}])],
+    "blocks on ports": [
+        policy("shop/p", ingress=[{"from": [block("10.0.0.4/30")], "ports": [tcp(80, endPort=8080)]}]),
+        policy("shop/q", ingress=[{"from": [block("10.0.0.4/32")], "ports": [tcp("http")]}]),
+    ],
+    "names in egress to blocks are each receiver's": [
+        policy(
+            "shop/p", egress=[{"to": [block("10.0.0.0/8", "10.0.0.5/32"), block("fd00::/16")], "ports": [tcp("http")]}]
+        )
+    ],
+    "names in egress to blocks, beside blocks and numbers": [
+        policy("shop/p", egress=[{"to": [block("10.0.0.0/8", "10.0.0.4/30")], "ports": [tcp("http"), tcp("metrics")]}]),
+        policy(
+            "shop/q", egress=[{"to": [block("10.0.0.4/30"), {"podSelector": WEB}], "ports": [tcp(8081), tcp("http")]}]
+        ),
+        policy("shop/r", egress=[{"to": [block("0.0.0.0/0", "10.0.0.6/32")], "ports": [tcp(9100)]}]),
+    ],
 }
 
 
 @pytest.mark.parametrize("policies", CASES.values(), ids=CASES.keys())
 async def test_documented_cases(policies: list[Object]) -> None:
     assert await differences(policies) == []
-
-
-BLOCK: Object = {"ipBlock": {"cidr": "0.0.0.0/0"}}
-
-
-@pytest.mark.parametrize("ports", [{}, {"ports": [tcp(80)]}, {"ports": [tcp("http")]}])
-@pytest.mark.parametrize(("side", "direction"), [("from", "ingress"), ("to", "egress")])
-@pytest.mark.parametrize("others", [[], [{"podSelector": WEB}]], ids=["alone", "beside another peer"])
-async def test_a_block_of_addresses_selects_nothing_and_is_reported(
-    side: str, direction: str, others: list[Object], ports: Object
-) -> None:
-    """Least of all does a rule whose only peers are blocks become one without peers, which is for everybody."""
-    world = World()
-    spec: Object = {"policyTypes": [direction.capitalize()], direction: [{side: [BLOCK, *others], **ports}]}
-    world.put(*NAMESPACES, *PODS, policy("shop/p", **spec))
-    async with world.running():
-        assert "ipBlock is not supported" in world.problems()["NetworkPolicy shop/p"]
-        compiled = Compiled(world)
-    stated: Object = {**spec, direction: [{side: others, **ports}] if others else []}
-    documented = Documentation(NAMESPACES, PODS, [policy("shop/p", **stated)])
-    assert [p for p in PACKETS if compiled.allows(p) != documented.allows(p)] == []
 
 
 labels = st.sampled_from(["app", "tier", "pod-template-hash"])
@@ -157,10 +204,28 @@ pod_selectors = st.fixed_dictionaries(
 namespace_selectors = st.sampled_from(
     [{}, match(team="a"), match(team="b"), expression("tier", "Exists"), expression("team", "NotIn", "b")]
 )
+
+
+@st.composite
+def blocks(draw: st.DrawFn) -> Object:
+    """Of a few addresses that matter, so that blocks often meet."""
+    address = ip_address(draw(st.sampled_from(["10.0.0.4", "10.0.0.1", "192.168.0.2", "203.0.113.1", "fd00::4", "::"])))
+    most = address.max_prefixlen
+    length = draw(st.sampled_from([0, 8, 24, most - 2, most - 1, most]))
+    around = ip_network((address, length), strict=False)
+    inner = st.sampled_from(
+        [each for each in (*range(length + 1, min(length + 3, most)), most - 1, most) if each > length]
+    )
+    members = st.integers(0, min(around.num_addresses - 1, 7)).map(lambda offset: around[offset])
+    excepts = st.builds(lambda member, bits: str(ip_network((member, bits), strict=False)), members, inner)
+    return block(str(around), *draw(st.lists(excepts, max_size=2) if length < most else st.just([])))
+
+
 peers = st.one_of(
     st.fixed_dictionaries({"podSelector": pod_selectors}),
     st.fixed_dictionaries({"namespaceSelector": namespace_selectors}),
     st.fixed_dictionaries({"podSelector": pod_selectors, "namespaceSelector": namespace_selectors}),
+    blocks(),
 )
 numbers = st.sampled_from([53, 80, 8080, 8081, 9100])
 protocols = st.sampled_from(["TCP", "UDP", "SCTP"])

@@ -220,11 +220,13 @@ def test_what_is_no_cidr(bad: str) -> None:
         pack_cidr(bad)
 
 
-def test_host_bits_are_cleared_where_kubernetes_does() -> None:
-    assert pack_cidr("10.0.0.77/24", host_bits=True) == pack_cidr("10.0.0.0/24")
-    assert pack_cidr("fd00::77/64", host_bits=True) == pack_cidr("fd00::/64")
-    with pytest.raises(ValueError, match="no CIDR"):
-        pack_cidr("10.0.0.77", host_bits=True)
+def test_host_bits_and_zeros_mean_nothing_where_kubernetes_takes_them() -> None:
+    assert pack_cidr("10.0.0.77/24", legacy=True) == pack_cidr("10.0.0.0/24")
+    assert pack_cidr("fd00::77/64", legacy=True) == pack_cidr("fd00::/64")
+    assert pack_cidr("010.000.00.0/08", legacy=True) == pack_cidr("10.0.0.0/8")
+    for bad in ("10.0.0.77", "10..0.0/8", "10.0.0.0/٨", "10.0.0/8"):
+        with pytest.raises(ValueError, match=r".+"):
+            pack_cidr(bad, legacy=True)
 
 
 # Numbers

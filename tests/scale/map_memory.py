@@ -29,11 +29,12 @@ def memlock(fd: int) -> int:
 
 
 def keys(shape: Definition) -> Iterator[bytes]:
-    """As many different ones as the map holds; those of an LPM trie have a length of 160 bits first."""
+    """As many different ones as the map holds; those of an LPM trie have their length in bits first."""
     for number in range(shape.max_entries):
         tail = number.to_bytes(8, "little")[: shape.key_size].ljust(shape.key_size, b"\1")
         if shape.type == "lpm_trie":
-            tail = (160).to_bytes(4, "little") + number.to_bytes(8, "big").ljust(shape.key_size - 4, b"\1")
+            length = shape.key_size - 4
+            tail = (8 * length).to_bytes(4, "little") + number.to_bytes(8, "big").ljust(length, b"\1")
         yield tail
 
 

@@ -69,6 +69,11 @@ class Cluster:
         shards = (record for name, record in self.all(PeerShard).items() if name[0] == str(group))
         return {member for shard in shards for member in shard.members}
 
+    def blocks(self, group: int) -> dict[tuple[bytes, int], int]:
+        """Prefixes of a set of blocks → what holds there (records.PeerShard)."""
+        shards = (record for name, record in self.all(PeerShard).items() if name[0] == str(group))
+        return {(address, prefix): needed for shard in shards for address, prefix, needed in shard.blocks}
+
     def set_text(self, group: int) -> str:
         if group == 1:
             return "everybody"

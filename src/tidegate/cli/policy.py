@@ -8,6 +8,7 @@ from tidegate.cli import render
 from tidegate.cli.cluster import Cluster, load, reads_cluster
 from tidegate.cli.output import output_option, show_json, show_table
 from tidegate.records import ANY_SET, Direction, Endpoint, Protocol, Rule, Rules, Subject
+from tidegate.records.addresses import is_ipv4
 from tidegate.runtime.settings import CommonSettings
 
 PROTOCOLS = {"tcp": Protocol.TCP, "udp": Protocol.UDP, "sctp": Protocol.SCTP, "icmp": Protocol.ICMP}
@@ -76,7 +77,7 @@ def show(common: CommonSettings, pod: str, output: str) -> None:
         {
             "direction": render.DIRECTIONS[rule.direction],
             "ports": render.ports(rule.protocol, rule.port, rule.prefix),
-            "peers": [cluster.set_text(group) for group in rule.sets],
+            "peers": [cluster.set_text(group) for group in (*rule.sets, rule.blocks) if group],
         }
         for rule in rules.rules
     ]
@@ -94,7 +95,15 @@ class Verdict:
     why: str
 
 
-def judge(cluster: Cluster, subject: int, peer: int, direction: Direction, protocol: int, port: int) -> Verdict:
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Rules see a peer by its identity and its address."""
+
+    identity: int
+    address: bytes
+
+
+def judge(cluster: Cluster, subject: int, peer: Peer, direction: Direction, protocol: int, port: int) -> Verdict:
     """What the subject's rules say about a peer, as the datapath looks them up. Pure."""
     rules = cluster.rules_of(subject)
     if rules is None:
@@ -105,11 +114,23 @@ def judge(cluster: Cluster, subject: int, peer: int, direction: Direction, proto
     for rule in rules.rules:
         if rule.direction != direction or not _covers(rule, protocol, port):
             continue
-        for group in rule.sets:
-            if group == ANY_SET or peer in cluster.members(group):
+        for group in filter(None, (*rule.sets, rule.blocks)):
+            if is_in(cluster, group, peer):
                 ports = render.ports(rule.protocol, rule.port, rule.prefix)
                 return Verdict(True, f"allowed: {ports} for {cluster.set_text(group)} ({' '.join(rules.policies)})")
     return Verdict(False, f"isolated by {' '.join(rules.policies)}, and nothing allows it")
+
+
+def is_in(cluster: Cluster, group: int, peer: Peer) -> bool:
+    if group == ANY_SET or peer.identity in cluster.members(group):
+        return True
+    number = int.from_bytes(peer.address, "big")
+    around = [
+        (prefix, needed)
+        for (start, prefix), needed in cluster.blocks(group).items()
+        if (number ^ int.from_bytes(start, "big")) >> (128 - prefix) == 0
+    ]
+    return bool(around) and is_in(cluster, max(around)[1], peer)
 
 
 def _covers(rule: Rule, protocol: int, port: int) -> bool:
@@ -132,9 +153,20 @@ def check(
     cluster = load(common)
     client, server = endpoint(cluster, source), endpoint(cluster, destination)
     number = PROTOCOLS[protocol]
-    out = judge(cluster, client.identity, server.identity, Direction.EGRESS, number, port)
-    into = judge(cluster, server.identity, client.identity, Direction.INGRESS, number, port)
+    source_address, destination_address = _addresses(client, server)
+    at, by = Peer(server.identity, destination_address), Peer(client.identity, source_address)
+    out = judge(cluster, client.identity, at, Direction.EGRESS, number, port)
+    into = judge(cluster, server.identity, by, Direction.INGRESS, number, port)
     allowed = source == destination or (out.allowed and into.allowed)
     click.echo(f"{source} -> {destination} {protocol.upper()} {port}: {'allowed' if allowed else 'denied'}")
     click.echo(f"  egress of {source}: {out.why}\n  ingress of {destination}: {into.why}")
     context.exit(0 if allowed else 1)
+
+
+def _addresses(client: Endpoint, server: Endpoint) -> tuple[bytes, bytes]:
+    """Those by which the two meet: of one family, the first that both have. Raises ClickException."""
+    for server_address in server.addresses:
+        for address in client.addresses:
+            if is_ipv4(address) == is_ipv4(server_address):
+                return address, server_address
+    raise click.ClickException("the two have no addresses of one family")

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 from tidegate.cli.cluster import Cluster, Name
 from tidegate.cli.ends import Client, node_with
-from tidegate.cli.policy import judge
-from tidegate.records import IDENTITY_NODE, IDENTITY_REMOTE_NODE, IDENTITY_WORLD, Direction, Endpoint
-from tidegate.records.addresses import unpack_address
+from tidegate.cli.policy import Peer, judge
+from tidegate.records import IDENTITY_NODE, IDENTITY_REMOTE_NODE, IDENTITY_WORLD, Direction, Endpoint, Node
+from tidegate.records.addresses import is_ipv4, unpack_address
 
 REASONS = {Direction.EGRESS: "POLICY_EGRESS", Direction.INGRESS: "POLICY_INGRESS"}
 
@@ -53,26 +53,32 @@ class Sides:
         pod = self.pod_with(self._source)
         if pod is None:
             return []
-        return [self._side(*pod, self._identity(address, pod[1].node), Direction.EGRESS, port)]
+        return [self._side(*pod, self._peer(address, pod[1].node), Direction.EGRESS, port)]
 
     def _ingress(self, name: Name, pod: Endpoint, port: int, node: str, masqueraded: bool) -> Side:
         if self._client.kind == "node" and pod.node == self._client.node and not masqueraded:
             return Side(f"ingress of {'/'.join(name)}", True, "", "its own node always reaches it")
-        peer = IDENTITY_REMOTE_NODE if masqueraded else self._identity(self._source, pod.node)
+        peer = self._masquerading(node) if masqueraded else self._peer(self._source, pod.node)
         found = self._side(name, pod, peer, Direction.INGRESS, port)
         seen = f"{found.rules}, as a connection of {node}" if masqueraded else found.rules
         return Side(seen, found.allowed, found.reason, found.why)
 
-    def _side(self, name: Name, pod: Endpoint, peer: int, direction: Direction, port: int) -> Side:
+    def _masquerading(self, node: str) -> Peer:
+        """A client that is known by that node's address."""
+        own = self._cluster.all(Node).get((node,), Node())
+        address = next((one for one in own.addresses if is_ipv4(one) == is_ipv4(self._source)), self._source)
+        return Peer(IDENTITY_REMOTE_NODE, address)
+
+    def _side(self, name: Name, pod: Endpoint, peer: Peer, direction: Direction, port: int) -> Side:
         verdict = judge(self._cluster, pod.identity, peer, direction, self._protocol, port)
         rules = f"{'ingress' if direction == Direction.INGRESS else 'egress'} of {'/'.join(name)}"
         return Side(rules, verdict.allowed, "" if verdict.allowed else REASONS[direction], verdict.why)
 
-    def _identity(self, address: bytes, seen_by: str) -> int:
+    def _peer(self, address: bytes, seen_by: str) -> Peer:
         pod = self.pod_with(address)
         if pod is not None:
-            return pod[1].identity
+            return Peer(pod[1].identity, address)
         owner = node_with(self._cluster, address)
         if owner is None:
-            return IDENTITY_WORLD
-        return IDENTITY_NODE if owner == seen_by else IDENTITY_REMOTE_NODE
+            return Peer(IDENTITY_WORLD, address)
+        return Peer(IDENTITY_NODE if owner == seen_by else IDENTITY_REMOTE_NODE, address)

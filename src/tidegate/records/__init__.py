@@ -8,6 +8,7 @@ from tidegate.records.keys import Keyspace, Parsed
 from tidegate.records.schema import (
     ANY_SET,
     FIRST_IDENTITY,
+    FIRST_SET,
     IDENTITY_NODE,
     IDENTITY_REMOTE_NODE,
     IDENTITY_UNKNOWN,
@@ -18,6 +19,7 @@ from tidegate.records.schema import (
     Capacity,
     Direction,
     Endpoint,
+    Ground,
     HostPort,
     Identity,
     IdentityKeys,
@@ -40,6 +42,7 @@ from tidegate.records.schema import (
 __all__ = [
     "ANY_SET",
     "FIRST_IDENTITY",
+    "FIRST_SET",
     "IDENTITY_NODE",
     "IDENTITY_REMOTE_NODE",
     "IDENTITY_UNKNOWN",
@@ -50,6 +53,7 @@ __all__ = [
     "Capacity",
     "Direction",
     "Endpoint",
+    "Ground",
     "HostPort",
     "Identity",
     "IdentityKeys",

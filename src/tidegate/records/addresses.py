@@ -35,16 +35,19 @@ def is_ipv4(packed: bytes) -> bool:
     return packed.startswith(MAPPED)
 
 
-def pack_cidr(text: str, host_bits: bool = False) -> tuple[bytes, int]:
+def pack_cidr(text: str, legacy: bool = False) -> tuple[bytes, int]:
     """`10.0.0.0/24` as (16 bytes, 120). Raises ValueError for what is no CIDR.
 
-    `host_bits`: they are cleared, as Kubernetes does in its older fields (KEP-4858); otherwise they make it none.
+    `legacy`: as Kubernetes reads its older fields (KEP-4858), host bits are cleared and leading zeros of IPv4 numbers
+    mean nothing; otherwise both make it none.
     """
     # ipaddress also takes bare addresses, netmasks, wildcard masks and zones: none of them is a CIDR to Kubernetes.
-    _, slash, length = text.partition("/")
-    if not slash or not length.isdecimal() or "%" in text:
+    address, slash, length = text.partition("/")
+    if not slash or not (length.isascii() and length.isdecimal()) or "%" in text:
         raise ValueError(f"{text!r} is no CIDR: write address/length")
-    network = ipaddress.ip_network(text, strict=not host_bits)
+    if legacy and ":" not in address:
+        address = ".".join(number.lstrip("0") or number[:1] for number in address.split("."))
+    network = ipaddress.ip_network(f"{address}/{length}", strict=not legacy)
     if network.version == 4:
         return MAPPED + network.network_address.packed, network.prefixlen + 96
     return network.network_address.packed, network.prefixlen

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 
 from tidegate.records.schema import FIRST_IDENTITY, Identity, Rules
 
-SPACE = 1 << 31  # bit 31 is kept for classes of CIDRs
+SPACE = 1 << 31  # bit 31 is kept free
 
 
 # Of the numbers of service ports two more bits are free: for the selections of one port, and for host ports.
@@ -83,7 +83,8 @@ def set_content(text: str) -> bytes:
 def rules_content(rules: Rules) -> bytes:
     parts = ["rules", str(int(rules.ingress_isolated)), str(int(rules.egress_isolated))]
     parts += [
-        f"{rule.direction} {rule.protocol} {rule.port} {rule.prefix} {' '.join(map(str, rule.sets))}"
+        f"{rule.direction} {rule.protocol} {rule.port} {rule.prefix} {' '.join(map(str, rule.sets))} | {rule.blocks}"
+        + "".join(f" | {ground.set} by {' '.join(map(str, ground.policies))}" for ground in rule.grounds)
         for rule in rules.rules
     ]
     parts += ["policies", *rules.policies]

@@ -25,7 +25,7 @@ AddressPrefix = Annotated[int, Meta(ge=0, le=128)]
 VERSION = (1, 0)
 
 # Identities below FIRST_IDENTITY are fixed; the others follow from their content (records.ids). Bit 31 is kept
-# free for classes of CIDRs, which share the member space of peer sets with the identities.
+# free.
 IDENTITY_UNKNOWN = 0
 IDENTITY_NODE = 1
 IDENTITY_REMOTE_NODE = 2
@@ -230,15 +230,28 @@ class PeerSet(Record, frozen=True, kw_only=True):
 
 
 class PeerShard(Record, frozen=True, kw_only=True):
-    """`peers/<set>/<shard>`: some members (identities) of a set; all of them are the union of its shards."""
+    """`peers/<set>/<shard>`: some members of a set; all of them are the union of its shards.
+
+    A set has either identities or blocks of addresses. Of these, the one with the longest prefix around an address
+    decides: its number is ANY_SET, or 0 for an exception, or the set of identities that the address's owner must be in
+    besides. They never change under one set's number.
+    """
 
     kind: ClassVar[str] = "peers"
 
     members: tuple[U32, ...] = ()
+    blocks: tuple[tuple[Address, AddressPrefix, U32], ...] = ()
+
+
+class Ground(msgspec.Struct, frozen=True, array_like=True, order=True):
+    """The members of a set are allowed by these NetworkPolicies."""
+
+    set: U32
+    policies: tuple[U32, ...]  # places in Rules.policies, sorted
 
 
 class Rule(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, order=True):
-    """Allows the members of `sets` to meet the subject on a block of ports.
+    """Allows the members of `sets`, and the addresses in the set `blocks`, to meet the subject on a block of ports.
 
     `port` and `prefix` name the ports whose upper `prefix` bits equal those of `port`: 16 is one port, 0 is all.
     Protocol ANY comes only with prefix 0 and covers what has no ports as well (ICMP echo).
@@ -251,6 +264,9 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, order=
     sets: Annotated[
         tuple[U32, ...], Meta(max_length=MAX_SETS_PER_RULE)
     ] = ()  # sorted, at most MAX_SETS_PER_RULE, or exactly (ANY_SET,)
+    blocks: U32 = 0  # a set of blocks of addresses; 0: none
+    # Which policies allow whom, as sets that may be finer than those above. Empty: all policies allow all of them.
+    grounds: tuple[Ground, ...] = ()
 
 
 class Rules(Record, frozen=True, kw_only=True):

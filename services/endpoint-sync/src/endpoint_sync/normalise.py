@@ -206,7 +206,7 @@ def affinity(spec: objects.ServiceSpec) -> int:
 
 def cidr(text: str, field: str, host_bits: bool = False) -> tuple[bytes, int]:
     try:
-        return pack_cidr(text.strip(), host_bits)
+        return pack_cidr(text.strip(), legacy=host_bits)
     except ValueError as error:
         raise ObjectError(f"{field}: {error}") from error
 

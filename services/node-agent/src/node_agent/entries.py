@@ -115,10 +115,14 @@ class Entries:
         key = self._keys["rules"].pack(
             policy=policy, direction=rule.direction, protocol=rule.protocol, length=rule.prefix, port=rule.port
         )
-        return key, self._values["rules"].pack(sets=rule.sets, count=len(rule.sets))
+        return key, self._values["rules"].pack(sets=rule.sets, count=len(rule.sets), blocks=rule.blocks)
 
     def member_key(self, group: int, identity: int) -> bytes:
         return self._keys["members"].pack(set=group, member=identity)
+
+    def peer_block(self, group: int, address: bytes, prefix: int, needed: int) -> tuple[bytes, bytes]:
+        key = self._keys["peer_blocks"].pack(prefix=32 + prefix, set=group, addr=address)
+        return key, self._values["peer_blocks"].pack(value=needed)
 
 
 def length_bit(rule: Rule) -> int:

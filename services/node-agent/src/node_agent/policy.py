@@ -1,11 +1,14 @@
-"""Subjects, rules and members of the identities that have pods on this node. Pure."""
+"""Subjects, rules and sets of the identities that have pods on this node. Pure."""
 
 from collections import Counter
 from collections.abc import Iterable
 
 from node_agent.entries import PRESENT, Entries, length_bit
 from node_agent.table import Tables
-from tidegate.records import ANY_SET, PeerShard, Rules, Subject
+from tidegate.records import FIRST_SET, PeerShard, Rule, Rules, Subject
+
+# Of a set: an identity, or an address, a prefix length and what holds there (records.PeerShard).
+Member = int | tuple[bytes, int, int]
 
 
 class PolicyView:
@@ -21,7 +24,7 @@ class PolicyView:
         self._subjects: dict[int, int] = {}
         self._identities: dict[int, set[int]] = {}  # policy → subjects that it is for
         self._rules: dict[int, Rules] = {}
-        self._shards: dict[int, dict[int, frozenset[int]]] = {}
+        self._shards: dict[int, dict[int, frozenset[Member]]] = {}
         self._local: Counter[int] = Counter()  # identity → pods here
         self._programmed: dict[int, int] = {}  # identity → policy whose entries it needs
         self._policy_users: Counter[int] = Counter()
@@ -61,19 +64,19 @@ class PolicyView:
     def set_shard(self, group: int, shard: int, record: PeerShard | None) -> None:
         shards = self._shards.setdefault(group, {})
         before = shards.pop(shard, frozenset())
-        after = frozenset(record.members) if record else frozenset()
+        after: frozenset[Member] = frozenset((*record.members, *record.blocks)) if record else frozenset()
         if after:
             shards[shard] = after
         if not shards:
             del self._shards[group]
         if group not in self._set_users:
             return
-        for member in after - before:
-            self._member(group, member, True)
-        for member in before - after:
-            # While a set is spread anew, a member may stand in two shards.
-            if not any(member in other for other in shards.values()):
-                self._member(group, member, False)
+        # While a set is spread anew, a member may stand in two shards.
+        others = [members for number, members in shards.items() if number != shard]
+        for present, changed in ((False, before - after), (True, after - before)):
+            for member in changed:
+                if not any(member in other for other in others):
+                    self._member(group, member, present)
 
     def take(self, identity: int) -> None:
         self._local[identity] += 1
@@ -121,7 +124,7 @@ class PolicyView:
         for rule in rules.rules:
             key, value = self._entries.rule(policy, rule)
             self._tables.want("rules", key, value)
-            for group in rule.sets:
+            for group in _sets(rule):
                 self._take_set(group)
 
     def _release_policy(self, policy: int) -> None:
@@ -131,27 +134,36 @@ class PolicyView:
         del self._policy_users[policy]
         for rule in self._policy_rules.pop(policy).rules:
             self._tables.want("rules", self._entries.rule(policy, rule)[0], None)
-            for group in rule.sets:
+            for group in _sets(rule):
                 self._release_set(group)
 
     def _take_set(self, group: int) -> None:
-        if group == ANY_SET:
-            return
         self._set_users[group] += 1
         if self._set_users[group] == 1:
-            for shard in self._shards.get(group, {}).values():
-                for member in shard:
-                    self._member(group, member, True)
+            for member in self._members(group):
+                self._member(group, member, True)
 
     def _release_set(self, group: int) -> None:
-        if group == ANY_SET:
-            return
         self._set_users[group] -= 1
         if not self._set_users[group]:
             del self._set_users[group]
-            for shard in self._shards.get(group, {}).values():
-                for member in shard:
-                    self._member(group, member, False)
+            for member in self._members(group):
+                self._member(group, member, False)
 
-    def _member(self, group: int, member: int, present: bool) -> None:
-        self._tables.want("members", self._entries.member_key(group, member), PRESENT if present else None)
+    def _members(self, group: int) -> frozenset[Member]:
+        return frozenset().union(*self._shards.get(group, {}).values())
+
+    def _member(self, group: int, member: Member, present: bool) -> None:
+        if isinstance(member, int):
+            self._tables.want("members", self._entries.member_key(group, member), PRESENT if present else None)
+            return
+        address, prefix, needed = member
+        key, value = self._entries.peer_block(group, address, prefix, needed)
+        self._tables.want("peer_blocks", key, value if present else None)
+        if needed >= FIRST_SET:
+            (self._take_set if present else self._release_set)(needed)
+
+
+def _sets(rule: Rule) -> Iterable[int]:
+    """The sets whose members must stand for it."""
+    return (group for group in (*rule.sets, rule.blocks) if group >= FIRST_SET)

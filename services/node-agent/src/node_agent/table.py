@@ -7,6 +7,7 @@ from dataclasses import dataclass
 # looked up first lead to one that is not there.
 ORDER = (
     "members",
+    "peer_blocks",
     "rules",
     "backends",
     "slots",
@@ -23,7 +24,8 @@ ORDER = (
 # From which maps a packet comes to an entry, and so what must not be written while it is missing, and what must be
 # written before it may go.
 REACHED_FROM: dict[str, frozenset[str]] = {
-    "members": frozenset({"rules", "subjects", "endpoints"}),
+    "members": frozenset({"peer_blocks", "rules", "subjects", "endpoints"}),
+    "peer_blocks": frozenset({"rules", "subjects", "endpoints"}),
     "rules": frozenset({"subjects", "endpoints"}),
     "backends": frozenset({"services", "frontends"}),
     "slots": frozenset(),
@@ -39,7 +41,7 @@ REACHED_FROM: dict[str, frozenset[str]] = {
 }
 
 # Changes in these may change verdicts: connections are judged anew after them.
-POLICY = frozenset({"members", "rules", "subjects", "endpoints"})
+POLICY = frozenset({"members", "peer_blocks", "rules", "subjects", "endpoints"})
 
 
 @dataclass(frozen=True, slots=True)

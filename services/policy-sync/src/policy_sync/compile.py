@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from policy_sync.ipblocks import Block, ip_block
 from policy_sync.portblocks import blocks
 from policy_sync.selectors import PeerSelector, PolicyError, Selector, selector
 from tidegate.kube import objects
@@ -14,6 +15,8 @@ ALL = Selector()
 
 # Blocks of ports in one policy: a node's map holds 65,536 rules (MAPS in bpf/include/maps.h), a record about 20,000.
 MAX_BLOCKS = 8192
+# CIDRs in one policy, exceptions included: they stand in one node's map beside those of others, and in one record.
+MAX_CIDRS = 8192
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +31,12 @@ class Ports:
 
 @dataclass(frozen=True, slots=True)
 class PolicyRule:
-    """`peers` None: everybody; `ports` None: everything, also what has no ports."""
+    """Pods of `peers` and addresses of `blocks`; `peers` None: everybody. `ports` None: everything, also what has no
+    ports."""
 
     peers: tuple[PeerSelector, ...] | None
     ports: tuple[Ports, ...] | None
+    blocks: tuple[Block, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +48,6 @@ class Policy:
     pods: Selector
     ingress: tuple[PolicyRule, ...] | None
     egress: tuple[PolicyRule, ...] | None
-    unsupported: str = ""  # parts that select nothing, because we cannot do them
 
     @property
     def rules(self) -> tuple[PolicyRule, ...]:
@@ -77,15 +81,12 @@ def compile_policy(source: objects.NetworkPolicy) -> Policy:
         if kind not in ("Ingress", "Egress"):
             raise PolicyError(f"spec.policyTypes: unknown type {kind!r}")
     namespace = source.metadata.namespace
-    unsupported: list[str] = []
     ingress = [
-        PolicyRule(
-            _peers(rule.from_, namespace, f"ingress[{i}].from", unsupported), _ports(rule.ports, f"ingress[{i}]")
-        )
+        _rule(rule.from_, namespace, f"ingress[{i}].from", _ports(rule.ports, f"ingress[{i}]"))
         for i, rule in enumerate(spec.ingress or ())
     ]
     egress = [
-        PolicyRule(_peers(rule.to, namespace, f"egress[{i}].to", unsupported), _ports(rule.ports, f"egress[{i}]"))
+        _rule(rule.to, namespace, f"egress[{i}].to", _ports(rule.ports, f"egress[{i}]"))
         for i, rule in enumerate(spec.egress or ())
     ]
     _check_size((*ingress, *egress))
@@ -95,7 +96,6 @@ def compile_policy(source: objects.NetworkPolicy) -> Policy:
         pods=selector(spec.pod_selector, "spec.podSelector"),
         ingress=tuple(ingress) if "Ingress" in types else None,
         egress=tuple(egress) if "Egress" in types else None,
-        unsupported="; ".join(unsupported),
     )
 
 
@@ -103,6 +103,9 @@ def _check_size(rules: Sequence[PolicyRule]) -> None:
     count = sum(len(blocks(port.low, port.high)) for rule in rules for port in rule.ports or ())
     if count > MAX_BLOCKS:
         raise PolicyError(f"spec: its ports make {count} blocks, at most {MAX_BLOCKS} are possible: use fewer ranges")
+    cidrs = sum(1 + len(block.excepts) for rule in rules for block in rule.blocks)
+    if cidrs > MAX_CIDRS:
+        raise PolicyError(f"spec: it has {cidrs} CIDRs, at most {MAX_CIDRS} are possible: use larger ones")
 
 
 def closed_policy(source: objects.NetworkPolicy) -> Policy | None:
@@ -126,27 +129,27 @@ def closed_policy(source: objects.NetworkPolicy) -> Policy | None:
     )
 
 
-def _peers(
-    peers: tuple[objects.PolicyPeer, ...] | None, namespace: str, field: str, unsupported: list[str]
-) -> tuple[PeerSelector, ...] | None:
+def _rule(
+    peers: tuple[objects.PolicyPeer, ...] | None, namespace: str, field: str, ports: tuple[Ports, ...] | None
+) -> PolicyRule:
     if not peers:
-        return None  # "empty or missing: this rule matches all sources"
-    found = []
+        return PolicyRule(None, ports)  # "empty or missing: this rule matches all sources"
+    found, addresses = set(), set()
     for index, peer in enumerate(peers):
         where = f"{field}[{index}]"
         if peer.ip_block is not None:
             if peer.pod_selector is not None or peer.namespace_selector is not None:
                 raise PolicyError(f"{where}: ipBlock stands alone in a peer")
-            unsupported.append(f"{where}.ipBlock is not supported yet and selects nothing")
+            addresses.add(ip_block(peer.ip_block, f"{where}.ipBlock"))
             continue
         if peer.pod_selector is None and peer.namespace_selector is None:
             raise PolicyError(f"{where}: names no podSelector, no namespaceSelector and no ipBlock")
         pods = selector(peer.pod_selector, f"{where}.podSelector") if peer.pod_selector else ALL
         if peer.namespace_selector is None:
-            found.append(PeerSelector(namespace, ALL, pods))
+            found.add(PeerSelector(namespace, ALL, pods))
         else:
-            found.append(PeerSelector("", selector(peer.namespace_selector, f"{where}.namespaceSelector"), pods))
-    return tuple(sorted(set(found)))
+            found.add(PeerSelector("", selector(peer.namespace_selector, f"{where}.namespaceSelector"), pods))
+    return PolicyRule(tuple(sorted(found)), ports, tuple(sorted(addresses)))
 
 
 def _ports(ports: tuple[objects.PolicyPort, ...] | None, field: str) -> tuple[Ports, ...] | None:

@@ -48,7 +48,7 @@ class Policies:
         except PolicyError as error:
             self._refuse(item.key, str(error), closed_policy(item))
             return
-        self._publisher.problem(KIND, *item.key, policy.unsupported or None)
+        self._publisher.problem(KIND, *item.key, None)
         self._good.add(item.key)
         self._stored.pop(item.key, None)
         self._set(item.key, policy)

@@ -93,6 +93,8 @@ class PeerSelector:
         return f"{text}: port {self.port_name} is {self.port[1]}" if self.port_name else text
 
 
+EVERY_POD = PeerSelector("", Selector(), Selector())
+
 # A set holds the pods that any of its selectors selects.
 SetSpec = tuple[PeerSelector, ...]
 

@@ -1,4 +1,4 @@
-"""Peer sets and their members, kept up to date by the change of one identity or one namespace."""
+"""Sets of identities and their members, kept up to date by the change of one identity or one namespace."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -83,21 +83,16 @@ class _Set:
 
 
 class Sets:
-    """The sets that rules use. A set exists from the first `take` to the last `release`."""
+    """The sets of identities that rules use. A set exists from the first `take` to the last `release`."""
 
-    def __init__(self, publisher: Publisher, directory: Directory) -> None:
+    def __init__(self, publisher: Publisher, directory: Directory, numbering: Numbering) -> None:
         self._publisher = publisher
         self._directory = directory
-        self._numbering = Numbering()
+        self._numbering = numbering
         self._sets: dict[int, _Set] = {}
         self._numbers: dict[SetSpec, int] = {}
         self._of_namespace: dict[str, set[int]] = {}  # sets with a selector of that one namespace
         self._of_namespaces: set[int] = set()  # sets with a selector of namespaces by label
-
-    def load(self, texts: Iterable[str]) -> None:
-        """Takes over the numbers of the sets that the store has."""
-        for text in texts:
-            self._numbering.take(set_content(text))
 
     def number(self, spec: SetSpec) -> int:
         """The number that the set has, or would have."""

@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from contextlib import aclosing
 from typing import TypeVar
 
+from policy_sync.peers import Peers
 from policy_sync.policies import Policies
-from policy_sync.sets import Directory, Sets
+from policy_sync.sets import Directory
 from policy_sync.subjects import Subjects
 from tidegate.kube import objects
 from tidegate.kube.track import Handler, Key, track
@@ -42,10 +43,10 @@ class Namespaces:
 
     KIND = "Namespace"
 
-    def __init__(self, publisher: Publisher, directory: Directory, sets: Sets, subjects: Subjects) -> None:
+    def __init__(self, publisher: Publisher, directory: Directory, peers: Peers, subjects: Subjects) -> None:
         self._publisher = publisher
         self._directory = directory
-        self._sets = sets
+        self._peers = peers
         self._subjects = subjects
 
     def changed(self, item: objects.Namespace) -> None:
@@ -61,7 +62,7 @@ class Namespaces:
 
     def _label(self, name: str, labels: dict[str, str] | None) -> None:
         if self._directory.label_namespace(name, labels):
-            self._sets.namespace_changed(name)
+            self._peers.namespace_changed(name)
             self._subjects.namespace_changed(name)
 
 
@@ -75,8 +76,8 @@ class PolicySync:
         sources = [NAMESPACES.kind, NETWORK_POLICIES.kind, IDENTITIES]
         self.publisher = Publisher(store, keys, NAME, RANKS, sources, health)
         self._directory = Directory()
-        self._sets = Sets(self.publisher, self._directory)
-        self._subjects = Subjects(self.publisher, self._directory, self._sets)
+        self._peers = Peers(self.publisher, self._directory)
+        self._subjects = Subjects(self.publisher, self._directory, self._peers)
         self._policies = Policies(self.publisher, self._subjects)
 
     async def start(self) -> None:
@@ -101,13 +102,13 @@ class PolicySync:
                 problem = read(Problem, key, value)
                 if problem is not None and problem.last_good:
                     last_good[parsed.name[2], parsed.name[3]] = problem.last_good
-        self._sets.load(texts)
+        self._peers.load(texts)
         self._subjects.load(contents)
         self._policies.load(asked, last_good)
 
     async def run(self, holder: str, ttl: int) -> None:
         """Never returns."""
-        namespaces = Namespaces(self.publisher, self._directory, self._sets, self._subjects)
+        namespaces = Namespaces(self.publisher, self._directory, self._peers, self._subjects)
         async with asyncio.TaskGroup() as group:
             group.create_task(self._watch(NAMESPACES, namespaces))
             group.create_task(self._watch_policies())
@@ -168,11 +169,11 @@ class PolicySync:
             return
         if number in self._directory.identities:
             gone = self._directory.remove(number)
-            self._sets.identity_removed(number, gone)
+            self._peers.identity_removed(number, gone)
             self._subjects.identity_removed(number, gone)
         if identity is not None:
             self._directory.add(number, identity)
-            self._sets.identity_added(number, identity)
+            self._peers.identity_added(number, identity)
             self._subjects.identity_added(number, identity)
 
 

@@ -1,72 +1,102 @@
-"""NetworkPolicy as its API documentation words it (networking.k8s.io/v1), without any cleverness; and the records, as
-the kernel reads them. The tests compare both."""
+"""NetworkPolicy as its API documentation words it (networking.k8s.io/v1), without any cleverness: the model that the
+records and the programs are compared with. It knows objects as the API has them, and nothing of ours."""
 
+import ipaddress
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tests.endpoint_sync.world import Object, World
-
-from tidegate.records import ANY_SET, PeerShard, Protocol, Rules, Subject
-
-NUMBERS = {"TCP": Protocol.TCP, "UDP": Protocol.UDP, "SCTP": Protocol.SCTP}
+Object = dict[str, Any]
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 @dataclass(frozen=True)
 class Packet:
-    """From pod to pod (namespace/name), to a port; ICMP echo has none."""
+    """The first of a connection, on its way after Services have been resolved. Source and target are pods
+    (`namespace/name`), nodes (`name`) or addresses; ICMP echo has no port."""
 
     source: str
     target: str
     protocol: str  # TCP, UDP, SCTP, ICMP
     port: int = 0
+    family: int = 4
 
 
 class Documentation:
     """What the objects allow, by the book."""
 
-    def __init__(self, namespaces: Sequence[Object], pods: Sequence[Object], policies: Sequence[Object]) -> None:
+    def __init__(
+        self,
+        namespaces: Sequence[Object],
+        pods: Sequence[Object],
+        policies: Sequence[Object],
+        nodes: Sequence[Object] = (),
+    ) -> None:
+        # "Every namespace has the label kubernetes.io/metadata.name."
         self._namespaces = {
             n["metadata"]["name"]: {"kubernetes.io/metadata.name": n["metadata"]["name"], **n["metadata"]["labels"]}
             for n in namespaces
         }
         self._pods = {f"{p['metadata']['namespace']}/{p['metadata']['name']}": p for p in pods}
+        self._nodes = {n["metadata"]["name"]: n for n in nodes}
         self._policies = policies
 
     def allows(self, packet: Packet) -> bool:
+        # "A pod cannot block access to itself."
         if packet.source == packet.target:
             return True
         return self._direction("Egress", packet) and self._direction("Ingress", packet)
 
+    def address(self, name: str, family: int) -> Address:
+        if name in self._pods:
+            listed = [entry["ip"] for entry in self._pods[name]["status"]["podIPs"]]
+        elif name in self._nodes:
+            listed = [entry["address"] for entry in self._nodes[name]["status"]["addresses"]]
+        else:
+            listed = [name]
+        return next(found for found in map(ipaddress.ip_address, listed) if found.version == family)
+
     def _direction(self, direction: str, packet: Packet) -> bool:
         """By default a pod is not isolated; once isolated, the union of what its policies' rules allow."""
         ingress = direction == "Ingress"
-        subject = self._pods[packet.target if ingress else packet.source]
-        peer = self._pods[packet.source if ingress else packet.target]
+        name, peer = (packet.target, packet.source) if ingress else (packet.source, packet.target)
+        subject = self._pods.get(name)
+        if subject is None:
+            return True  # policies select pods
+        # "Traffic to and from the node where a Pod is running is always allowed": from it, as implementations have it,
+        # so that probes work; the pod's own traffic to the node is egress like any other.
+        if ingress and peer == subject["spec"]["nodeName"]:
+            return True
         isolating = [p for p in self._policies if direction in types(p["spec"]) and self._is_for(p, subject)]
         if not isolating:
             return True
         rules = [(p, rule) for p in isolating for rule in p["spec"].get(direction.lower()) or ()]
         return any(
-            self._peers(rule.get("from" if ingress else "to"), p, peer) and self._ports(rule.get("ports"), packet)
+            self._peers(rule.get("from" if ingress else "to"), p, peer, packet.family)
+            and self._ports(rule.get("ports"), packet)
             for p, rule in rules
         )
 
     def _is_for(self, policy: Object, pod: Object) -> bool:
         same = policy["metadata"]["namespace"] == pod["metadata"]["namespace"]
-        return same and selects(policy["spec"]["podSelector"], pod["metadata"]["labels"])
+        return same and selects(policy["spec"]["podSelector"], pod["metadata"].get("labels", {}))
 
-    def _peers(self, peers: Sequence[Object] | None, policy: Object, pod: Object) -> bool:
-        return not peers or any(self._peer(peer, policy, pod) for peer in peers)
+    def _peers(self, peers: Sequence[Object] | None, policy: Object, name: str, family: int) -> bool:
+        return not peers or any(self._peer(peer, policy, name, family) for peer in peers)
 
-    def _peer(self, peer: Object, policy: Object, pod: Object) -> bool:
+    def _peer(self, peer: Object, policy: Object, name: str, family: int) -> bool:
+        if "ipBlock" in peer:
+            return in_block(self.address(name, family), peer["ipBlock"])
+        pod = self._pods.get(name)
+        if pod is None:
+            return False
         home = pod["metadata"]["namespace"]
         if "namespaceSelector" in peer:
             if not selects(peer["namespaceSelector"], self._namespaces[home]):
                 return False
         elif home != policy["metadata"]["namespace"]:
             return False
-        return selects(peer.get("podSelector", {}), pod["metadata"]["labels"])
+        return selects(peer.get("podSelector", {}), pod["metadata"].get("labels", {}))
 
     def _ports(self, ports: Sequence[Object] | None, packet: Packet) -> bool:
         return not ports or any(self._port(port, packet) for port in ports)
@@ -78,11 +108,22 @@ class Documentation:
         if wanted is None:
             return True
         if isinstance(wanted, str):
-            listed = self._pods[packet.target]["spec"]["containers"][0]["ports"]
+            # "A numerical or named port on a pod": of the pod that receives, in both directions.
+            target = self._pods.get(packet.target)
+            listed = target["spec"]["containers"][0]["ports"] if target else ()
             return any(
                 (p["name"], p["protocol"], p["containerPort"]) == (wanted, packet.protocol, packet.port) for p in listed
             )
         return bool(wanted <= packet.port <= port.get("endPort", wanted))
+
+
+def in_block(address: Address, block: Object) -> bool:
+    """`except` values are taken out of the cidr; host bits mean nothing."""
+
+    def holds(cidr: str) -> bool:
+        return address in ipaddress.ip_network(cidr, strict=False)
+
+    return holds(block["cidr"]) and not any(map(holds, block.get("except") or ()))
 
 
 def types(spec: Object) -> Sequence[str]:
@@ -111,38 +152,3 @@ def _holds(expression: Any, labels: Mapping[str, str]) -> bool:
         case "DoesNotExist":
             return key not in labels
     raise AssertionError(expression)
-
-
-class Compiled:
-    """What the records in the store allow, read as the kernel reads its maps."""
-
-    def __init__(self, world: World) -> None:
-        self._world = world
-        self._rules = {int(number): record for (number,), record in world.records(Rules).items()}
-        self._subjects = {int(number): record.policy for (number,), record in world.records(Subject).items()}
-        self._members: dict[int, set[int]] = {}
-        for (number, _), shard in world.records(PeerShard).items():
-            self._members.setdefault(int(number), set()).update(shard.members)
-
-    def allows(self, packet: Packet) -> bool:
-        if packet.source == packet.target:
-            return True
-        source, target = (self._world.identity_of(*pod.split("/")) for pod in (packet.source, packet.target))
-        return self._direction(1, source, target, packet) and self._direction(0, target, source, packet)
-
-    def _direction(self, direction: int, subject: int, peer: int, packet: Packet) -> bool:
-        rules = self._rules[self._subjects[subject]]
-        if not (rules.egress_isolated if direction else rules.ingress_isolated):
-            return True
-        covering = [
-            rule
-            for rule in rules.rules
-            if rule.direction == direction and covers(rule.protocol, rule.port, rule.prefix, packet)
-        ]
-        return any(group == ANY_SET or peer in self._members.get(group, ()) for rule in covering for group in rule.sets)
-
-
-def covers(protocol: int, port: int, prefix: int, packet: Packet) -> bool:
-    if protocol == Protocol.ANY:
-        return True
-    return NUMBERS.get(packet.protocol) == protocol and packet.port >> (16 - prefix) == port >> (16 - prefix)
