@@ -75,6 +75,8 @@ static int accept(void)
 
 static int deliver_to_backend(struct __sk_buff *skb, struct flow *flow)
 {
+	if (is_of_stack(flow))
+		return TC_ACT_UNSPEC;
 	struct endpoint *backend = endpoints.lookup(&flow->destination);
 	if (backend && backend->ifindex)
 		return deliver(flow, backend->ifindex);

@@ -108,6 +108,8 @@ static int handle_from_pod(struct __sk_buff *skb, struct flow *flow)
 		flow->ifindex = addressed->ifindex;
 	else if (!translate(skb, flow))
 		return NO_ACTION;
+	if (is_of_stack(flow))
+		return TC_ACT_UNSPEC;
 	if (flow->vip_known && same_addr(&flow->source, &flow->destination))
 		return hairpin(skb, flow);
 	return track(skb, flow) ? deliver_from_pod(skb, flow) : NO_ACTION;

@@ -32,7 +32,7 @@ static bool find_translation(struct flow *flow)
 	key->vip_port = quoted.client_port;
 	struct translation *known = translations.lookup(key);
 	*key = quoted;
-	if (!known)
+	if (!known || known->slot == SLOT_STACK)
 		return false;
 	flow->translation = *known;
 	return true;

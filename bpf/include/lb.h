@@ -205,6 +205,12 @@ static bool send_to_backend(struct __sk_buff *skb, struct flow *flow, u32 servic
 	return set_destination(skb, flow, &flow->translation.backend, flow->translation.backend_port);
 }
 
+/* Whether the packet, which has passed send_to_backend(), is the stack's to translate. */
+static bool is_of_stack(struct flow *flow)
+{
+	return flow->vip_known && flow->translation.slot == SLOT_STACK;
+}
+
 /* A packet of a pod to an address that is no pod's: if it is for a Service, sends it to a backend. */
 static bool translate(struct __sk_buff *skb, struct flow *flow)
 {

@@ -227,7 +227,8 @@ struct connection {
 #define CONN_RST 0x40
 #define CONN_AS_NODE 0x80   /* opened by a pod of this node, and leaves it under the node's address */
 
-/* translations: client and VIP on the wire -> the backend that was chosen (the veth path, without a socket hook). */
+/* translations: client and VIP on the wire -> the backend that was chosen (the veth path, without a socket hook). At its
+ * first start on a node the agent writes those that it finds in the kernel's own conntrack. */
 struct translation_key {
 	struct addr client;
 	struct addr vip;
@@ -242,10 +243,14 @@ struct translation {
 	__be16 backend_port;
 	__u16 pad;
 	__u32 service;
-	__u32 slot; /* where the backend stood when it was chosen: is it still there, it is still a backend */
+	__u32 slot; /* where the backend stood when it was chosen: is it still there, it is still a backend; or SLOT_STACK */
 	__u32 pad2;
 	__u64 expires; /* ktime seconds */
 };
+
+/* Older than our programs, and translated by the stack in both directions: its packets go there as they are. Written by the
+ * agent when it takes over from kube-proxy. */
+#define SLOT_STACK 0xffffffffU
 
 /* masquerades: a connection that leaves this node under the node's address -> the port under which it does: one from
  * outside to a backend on another node, or one of a pod to the outside (which is backend and VIP then). A client outside

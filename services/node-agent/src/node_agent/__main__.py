@@ -124,10 +124,11 @@ async def serve_node(common: CommonSettings, settings: NodeSettings) -> None:
     check(settings.bpffs, settings.cgroup)
     write_whereabouts(settings, common.cluster, common.etcd, importlib.metadata.version("tidegate"))
     try:
-        # First of all: from here on nothing is forwarded that our programs have not seen.
+        # Changes nothing of what is forwarded, and may refuse what it is asked for.
+        manifest = await run_loader(settings)
+        # Before any program is attached: from here on nothing is forwarded that our programs have not seen.
         await nft.install(settings.pod_interfaces)
         enable_forwarding(settings.uplinks)
-        manifest = await run_loader(settings)
     except (nft.GuardError, LoadError, OSError) as error:
         raise SettingsError(str(error)) from error
     health = Health("programs", "snapshot")

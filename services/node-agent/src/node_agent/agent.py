@@ -25,6 +25,7 @@ from node_agent.netlink import HostWatch
 from node_agent.release import Releaser
 from node_agent.routes import Routes, wanted
 from node_agent.table import ORDER, POLICY, REACHED_FROM, Step, Tables
+from node_agent.takeover import Decision, Takeover, place_of
 from node_agent.upkeep import Upkeep
 from node_agent.view import View
 from tidegate.records import Keyspace
@@ -108,6 +109,7 @@ class Agent:
         self._watch = HostWatch(self.changed)
         self._routes = Routes()
         self.upkeep = Upkeep(settings.pod_interfaces, settings.uplinks)
+        self.takeover = Takeover()
         self._checks = HealthChecks(lambda: health.is_ready)
         self._full: dict[str, str] = {}
         self._ports: dict[str, str] = {}
@@ -190,6 +192,7 @@ class Agent:
         while True:
             await asyncio.sleep(CHECK)
             await self.upkeep.look()
+            await self.takeover.look()
             if self.attachments.tcx:  # links tell cheaply what they hold; filters do not
                 self.attachments.devices.clear()
             await self.in_worker(self.attachments.attach_cgroup)
@@ -199,6 +202,7 @@ class Agent:
     async def _apply(self) -> None:
         await self._host_ready.wait()
         first = True
+        untouched = not self.tables.have("frontends")  # no program of ours has translated anything here
         backoff = Backoff()
         while True:
             self._changed.clear()
@@ -210,6 +214,9 @@ class Agent:
                 log.info("programs attached", tcx=self.attachments.tcx, removed_versions=pruned)
                 first = False
             if self.view.loaded:
+                if untouched:
+                    await self._take_over()
+                    untouched = False
                 await self._write()
                 if since is not None:
                     APPLY.observe(time.monotonic() - since)
@@ -268,6 +275,18 @@ class Agent:
             self.tables.want("devices", key, None)
         for key, value in present.items():
             self.tables.want("devices", key, value)
+
+    async def _take_over(self) -> None:
+        """What kube-proxy's rules have begun, before any frontend is ours."""
+        self._want_host()
+        host, entries = self._watch.host, Entries(self.manifest.maps)
+        place = place_of(self.tables, entries, host.addresses, host.pods.keys())
+
+        def write(decision: Decision) -> None:
+            for name, items in decision.entries.items():
+                self.maps[name].update_all(items)
+
+        await self.takeover.begin(place, self.manifest.maps, write)
 
     async def _write(self) -> None:
         self._want_host()
@@ -360,7 +379,7 @@ class Agent:
         """Guard, route, or port for health checks → why it is not there; etcd → why it cannot be followed."""
         ports = {f"health checks on port {port}": reason for port, reason in self._checks.problems.items()}
         etcd = {"etcd": self._store.trouble} if self._store.trouble else {}
-        hosts = {**self.releaser.problems, **self.upkeep.problems, **self._routes.problems}
+        hosts = {**self.releaser.problems, **self.upkeep.problems, **self.takeover.problems, **self._routes.problems}
         return {**etcd, **self._ports, **hosts, **ports}
 
 

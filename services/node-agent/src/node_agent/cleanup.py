@@ -13,7 +13,7 @@ from node_agent.kubeproxy import CleanupError, clean
 def main() -> None:
     """Removes kube-proxy's rules (iptables, nftables, ipsets, IPVS) from this node, and nothing else.
 
-    Stop kube-proxy first, or it writes them again. Connections that it has translated go on: the kernel remembers them.
+    Stop kube-proxy first, or it writes them again. Connections that it has translated go on where the agent runs.
     """
     if os.geteuid() != 0:
         raise click.ClickException("removing rules needs root: run it as root, or with sudo")

@@ -56,6 +56,11 @@ class Entries:
         flags = FRONTEND_OPEN * is_open | FRONTEND_RANGES * has_ranges
         return self._values["frontends"].pack(service=service, outside=outside, flags=flags)
 
+    def frontend_of(self, value: bytes) -> tuple[int, int]:
+        """Selections for clients in the cluster, and outside."""
+        fields = self._values["frontends"].unpack(value)
+        return int(fields["service"]), int(fields["outside"])
+
     def address_alone(self, frontend: bytes) -> bytes:
         """The key of the entry that stands for the address of a frontend."""
         return self._keys["frontends"].pack(addr=self._keys["frontends"].unpack(frontend)["addr"])

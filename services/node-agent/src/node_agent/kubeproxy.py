@@ -2,7 +2,7 @@
 
 Which chains are its own: those that its own `--cleanup` removes, in the iptables and in the IPVS mode. The kubelet's
 stay (KUBE-FIREWALL, KUBE-MARK-DROP, KUBE-KUBELET-CANARY, KUBE-IPTABLES-HINT), and those of whoever else begins names
-with KUBE-. Connections go on: what the kernel's conntrack has translated once it translates without rules.
+with KUBE-. Connections go on where an agent has taken them over (`takeover`), or other rules ask for conntrack and NAT.
 """
 
 import asyncio

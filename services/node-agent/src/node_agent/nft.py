@@ -38,7 +38,18 @@ table inet tidegate {{
 
 async def install(pattern: str) -> None:
     """Raises GuardError."""
-    await _nft(["-f", "-"], ruleset(pattern).encode())
+    await run_script(ruleset(pattern))
+
+
+async def run_script(text: str) -> None:
+    """In one transaction. Raises GuardError."""
+    await _nft(["-f", "-"], text.encode())
+
+
+async def has_table(table: str) -> bool:
+    """`inet tidegate`, for example. Raises GuardError."""
+    listed = json.loads(await _nft(["-j", "list", "tables"], b""))["nftables"]
+    return any(f"{item['table']['family']} {item['table']['name']}" == table for item in listed if "table" in item)
 
 
 async def restore(pattern: str) -> bool:

@@ -5,26 +5,22 @@ UDP is then without a peer: an application that does not wait but sends is told 
 """
 
 import errno
-import os
 import socket
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from node_agent.netlinkraw import change, connect, dump
+
 NETLINK_SOCK_DIAG = 4
 SOCK_DIAG_BY_FAMILY, SOCK_DESTROY = 20, 21
-NLMSG_ERROR, NLMSG_DONE = 2, 3
-NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP = 0x1, 0x4, 0x300
 
 # All states of enum tcp_states in which a socket has a peer that it may wait for. Connected UDP is in the first one.
 _WAITING = sum(1 << state for state in (1, 2, 3, 4, 5, 8, 9, 11))
 
-_HEADER = struct.Struct("=IHHII")  # struct nlmsghdr
 _REQUEST = struct.Struct("=BBBxI48s")  # struct inet_diag_req_v2
 _ANSWER = struct.Struct("=BBBB48s")  # the head of struct inet_diag_msg
 _ID = struct.Struct("=2s2s16s16sIQ")  # struct inet_diag_sockid
-
-_ROOM = 1 << 18
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,23 +37,15 @@ class Connected:
 
 def open_diag() -> socket.socket:
     """For the network namespace that the calling thread is in at this moment. Raises OSError."""
-    return socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_SOCK_DIAG)
+    return connect(NETLINK_SOCK_DIAG)
 
 
 def connected(diag: socket.socket, protocol: int) -> Iterator[Connected]:
     """The sockets of this IP protocol that have a peer. Raises OSError."""
     for family in (socket.AF_INET, socket.AF_INET6):
         request = _REQUEST.pack(family, protocol, 0, _WAITING, bytes(48))
-        diag.send(_message(SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST | NLM_F_DUMP, request))
-        done = False
-        while not done:
-            for kind, body in _messages(diag.recv(_ROOM)):
-                if kind == NLMSG_DONE:
-                    done = True
-                elif kind == NLMSG_ERROR:
-                    _raise(body, "list sockets")
-                else:
-                    yield parse(protocol, body)
+        for body in dump(diag, SOCK_DIAG_BY_FAMILY, request, "list sockets"):
+            yield parse(protocol, body)
 
 
 def parse(protocol: int, body: bytes) -> Connected:
@@ -72,28 +60,10 @@ def parse(protocol: int, body: bytes) -> Connected:
 def destroy(diag: socket.socket, found: Connected) -> bool:
     """Ends the socket, which `connected` has shown; False where it has ended meanwhile. Raises OSError."""
     request = _REQUEST.pack(found.family, found.protocol, 0, _WAITING, found.id)
-    diag.send(_message(SOCK_DESTROY, NLM_F_REQUEST | NLM_F_ACK, request))
-    for kind, body in _messages(diag.recv(_ROOM)):
-        if kind == NLMSG_ERROR and struct.unpack_from("=i", body)[0] != -errno.ENOENT:
-            _raise(body, "end a socket")
-            return True
-    return False
-
-
-def _message(kind: int, flags: int, body: bytes) -> bytes:
-    return _HEADER.pack(_HEADER.size + len(body), kind, flags, 1, 0) + body
-
-
-def _messages(raw: bytes) -> Iterator[tuple[int, bytes]]:
-    start = 0
-    while start + _HEADER.size <= len(raw):
-        length, kind, _, _, _ = _HEADER.unpack_from(raw, start)
-        yield kind, raw[start + _HEADER.size : start + length]
-        start += (length + 3) & ~3
-
-
-def _raise(body: bytes, what: str) -> None:
-    """Raises OSError, unless the message only acknowledges."""
-    (code,) = struct.unpack_from("=i", body)
-    if code:
-        raise OSError(-code, f"{what}: {os.strerror(-code)}")
+    try:
+        change(diag, SOCK_DESTROY, request, "end a socket")
+    except OSError as error:
+        if error.errno == errno.ENOENT:
+            return False
+        raise
+    return True

@@ -1,0 +1,57 @@
+"""Messages of netlink as bytes, for what pyroute2 has no call for, or too slow a one. Blocking."""
+
+import os
+import socket
+import struct
+from collections.abc import Iterator
+
+NLMSG_ERROR, NLMSG_DONE = 2, 3
+NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP = 0x1, 0x4, 0x300
+
+_HEADER = struct.Struct("=IHHII")  # struct nlmsghdr
+_ROOM = 1 << 18
+
+
+def connect(protocol: int) -> socket.socket:
+    """For the network namespace that the calling thread is in at this moment. Raises OSError."""
+    return socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
+
+
+def dump(to: socket.socket, kind: int, body: bytes, what: str) -> Iterator[bytes]:
+    """The bodies of the answers. `what` is asked for stands in errors. Raises OSError."""
+    to.send(_message(kind, NLM_F_REQUEST | NLM_F_DUMP, body))
+    while True:
+        for answer, found in _messages(to.recv(_ROOM)):
+            if answer == NLMSG_DONE:
+                return
+            if answer == NLMSG_ERROR:
+                _raise(found, what)
+            else:
+                yield found
+
+
+def change(to: socket.socket, kind: int, body: bytes, what: str) -> None:
+    """Raises OSError."""
+    to.send(_message(kind, NLM_F_REQUEST | NLM_F_ACK, body))
+    for answer, found in _messages(to.recv(_ROOM)):
+        if answer == NLMSG_ERROR:
+            _raise(found, what)
+
+
+def _message(kind: int, flags: int, body: bytes) -> bytes:
+    return _HEADER.pack(_HEADER.size + len(body), kind, flags, 1, 0) + body
+
+
+def _messages(raw: bytes) -> Iterator[tuple[int, bytes]]:
+    start = 0
+    while start + _HEADER.size <= len(raw):
+        length, kind, _, _, _ = _HEADER.unpack_from(raw, start)
+        yield kind, raw[start + _HEADER.size : start + length]
+        start += (length + 3) & ~3
+
+
+def _raise(body: bytes, what: str) -> None:
+    """Raises OSError, unless the message only acknowledges."""
+    (code,) = struct.unpack_from("=i", body)
+    if code:
+        raise OSError(-code, f"{what}: {os.strerror(-code)}")
