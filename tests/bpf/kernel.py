@@ -5,7 +5,7 @@ import ipaddress
 import os
 import socket
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -287,6 +287,16 @@ def run_program(
     with entered(_nowhere() if namespace is None else namespace):
         options, out, context = _test_run(fd, frame, 1, ingress_ifindex, ifindex, mark, gso_size)
     return ctypes.c_int32(options.retval).value, out, struct.unpack_from("<I", context, _MARK_AT)[0]
+
+
+@contextmanager
+def run_pinned(path: str, ifindex: int) -> Iterator[Callable[[bytes], int]]:
+    """A function that gives the action of a pinned tc program for a frame, in the caller's network namespace."""
+    fd = _check(_LIBBPF.bpf_obj_get(path.encode()), path)
+    try:
+        yield lambda raw: ctypes.c_int32(_test_run(fd, raw, 1, 0, ifindex, 0, 0)[0].retval).value
+    finally:
+        os.close(fd)
 
 
 def time_program(

@@ -32,6 +32,7 @@ def wanting(have: Mapping[str, Mapping[bytes, bytes]], want: Mapping[str, Mappin
         for key, value in entries.items():
             tables.want(name, key, value)
     tables.adopt()
+    tables.expire(0)  # no program runs
     return tables
 
 
@@ -232,7 +233,52 @@ def test_what_nobody_wants_stays_until_all_that_is_known_has_been_wanted() -> No
     tables.want("rules", b"kept", b"1")
     assert tables.plan() == []
     tables.adopt()
-    assert tables.plan() == [Step("rules", deletes=(b"old",))]
+    assert tables.plan() == []
+    tables.expire(tables.retiring() or 0)
+    assert tables.plan() == [Step("rules", deletes=(b"old",), retired=True)]
+
+
+def test_what_is_retired_goes_when_programs_have_ended_that_began_before_the_plan() -> None:
+    tables = Tables({"rules": {b"a": b"1", b"b": b"1"}, "subjects": {b"s": b"a"}})
+    for name, key, value in (("rules", b"a", b"1"), ("rules", b"b", b"1"), ("subjects", b"s", b"b")):
+        tables.want(name, key, value)
+    tables.retire("rules", b"a")
+    assert tables.retiring() is None, "the subject leads to it until a plan has been carried out"
+    assert tables.plan() == [Step("subjects", puts=((b"s", b"b"),))]
+    tables.done("subjects", puts=((b"s", b"b"),))
+    number = tables.retiring()
+    assert number is not None
+    tables.retire("rules", b"b")  # meanwhile
+    assert tables.plan() == [], "programs may still be on their way"
+    tables.expire(number)
+    assert tables.plan() == [Step("rules", deletes=(b"a",), retired=True)]
+    tables.done("rules", deletes=(b"a",))
+    tables.expire(tables.retiring() or 0)
+    assert tables.plan() == [Step("rules", deletes=(b"b",), retired=True)]
+
+
+def test_what_is_retired_and_wanted_again_stays() -> None:
+    tables = Tables({"rules": {b"a": b"1"}})
+    tables.want("rules", b"a", b"1")
+    tables.retire("rules", b"a")
+    tables.plan()
+    number = tables.retiring()
+    tables.want("rules", b"a", b"1")
+    assert tables.retiring() is None
+    assert number is not None
+    tables.expire(number)
+    assert tables.plan() == []
+    tables.retire("rules", b"a")
+    assert tables.plan() == [], "retired anew"
+
+
+def test_members_that_leave_a_set_go_at_once() -> None:
+    tables = Tables({"members": {b"a": b"1", b"b": b"1"}})
+    for key in (b"a", b"b"):
+        tables.want("members", key, b"1")
+    tables.want("members", b"a", None)
+    tables.retire("members", b"b")
+    assert tables.plan() == [Step("members", deletes=(b"a",))]
 
 
 def test_what_is_adopted_and_then_wanted_again_stays() -> None:

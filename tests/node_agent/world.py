@@ -108,11 +108,18 @@ class Agent:
         return self.write()
 
     def write(self) -> list[Step]:
-        steps = self.tables.plan()
-        for step in steps:
-            self.carry_out(step)
-            self.tables.done(step.map, step.puts, step.deletes)
-        return steps
+        """All that is to be done; no program runs meanwhile."""
+        found: list[Step] = []
+        while True:
+            steps = self.tables.plan()
+            for step in steps:
+                self.carry_out(step)
+                self.tables.done(step.map, step.puts, step.deletes)
+            found += steps
+            retiring = self.tables.retiring()
+            if retiring is None:
+                return found
+            self.tables.expire(retiring)
 
     def carry_out(self, step: Step) -> None:
         self.kernel[step.map].update(step.puts)

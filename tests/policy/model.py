@@ -45,7 +45,26 @@ class Documentation:
         # "A pod cannot block access to itself."
         if packet.source == packet.target:
             return True
-        return self._direction("Egress", packet) and self._direction("Ingress", packet)
+        return self.direction("Egress", packet) and self.direction("Ingress", packet)
+
+    def kind(self, packet: Packet) -> tuple[bool, ...]:
+        """What is said of it at each end: whether that is isolated, whether some rule is for the peer, and some for the
+        port, whether by name, and the verdict."""
+        return (*self._kind("Egress", packet), *self._kind("Ingress", packet))
+
+    def _kind(self, direction: str, packet: Packet) -> tuple[bool, ...]:
+        ingress = direction == "Ingress"
+        name, peer = (packet.target, packet.source) if ingress else (packet.source, packet.target)
+        subject = self._pods.get(name)
+        isolating = self._isolating(direction, subject) if subject else []
+        rules = [(p, rule) for p in isolating for rule in p["spec"].get(direction.lower()) or ()]
+        met = [rule for p, rule in rules if self._peers(rule.get("from" if ingress else "to"), p, peer, packet.family)]
+        ports = [rule for _, rule in rules if self._ports(rule.get("ports"), packet)]
+        named = any(isinstance(port.get("port"), str) for rule in met for port in rule.get("ports") or ())
+        return bool(isolating), bool(met), bool(ports), named, self.direction(direction, packet)
+
+    def _isolating(self, direction: str, subject: Object) -> list[Object]:
+        return [p for p in self._policies if direction in types(p["spec"]) and self._is_for(p, subject)]
 
     def address(self, name: str, family: int) -> Address:
         if name in self._pods:
@@ -56,7 +75,7 @@ class Documentation:
             listed = [name]
         return next(found for found in map(ipaddress.ip_address, listed) if found.version == family)
 
-    def _direction(self, direction: str, packet: Packet) -> bool:
+    def direction(self, direction: str, packet: Packet) -> bool:
         """By default a pod is not isolated; once isolated, the union of what its policies' rules allow."""
         ingress = direction == "Ingress"
         name, peer = (packet.target, packet.source) if ingress else (packet.source, packet.target)
@@ -67,7 +86,7 @@ class Documentation:
         # so that probes work; the pod's own traffic to the node is egress like any other.
         if ingress and peer == subject["spec"]["nodeName"]:
             return True
-        isolating = [p for p in self._policies if direction in types(p["spec"]) and self._is_for(p, subject)]
+        isolating = self._isolating(direction, subject)
         if not isolating:
             return True
         rules = [(p, rule) for p in isolating for rule in p["spec"].get(direction.lower()) or ()]

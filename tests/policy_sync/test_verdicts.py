@@ -1,14 +1,13 @@
 """The records allow what the API documentation says, and nothing else."""
 
 import asyncio
-from ipaddress import ip_address, ip_network
 from itertools import product
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-from tests.endpoint_sync.world import Object, World, match, namespace, node, pod, policy
+from tests.endpoint_sync.world import Object, World, match, namespace, pod, policy
+from tests.policy.cases import NODES, OUTSIDE, PORTS, Case, block, cases
 from tests.policy.compiled import Compiled
 from tests.policy.model import Documentation, Packet
 
@@ -22,10 +21,7 @@ PODS = [
     pod("pay/db", "10.0.0.5 fd00::5", {"app": "db", "pod-template-hash": "h1"}, HTTP, "n2"),
     pod("ops/agent", "10.0.0.6 fd00::6", {"app": "agent", "tier": "front"}, METRICS, "n2"),
 ]
-NODES = [node("n1", "192.168.0.1", "fd00:192::1"), node("n2", "192.168.0.2", "fd00:192::2")]
-OUTSIDE = {4: ["203.0.113.1", "203.0.113.129"], 6: ["2001:db8::1", "2001:db8:1::1"]}
 PLACES = ["/".join((p["metadata"]["namespace"], p["metadata"]["name"])) for p in PODS]
-PORTS = [("TCP", 80), ("TCP", 8080), ("TCP", 8081), ("TCP", 9100), ("UDP", 53), ("SCTP", 80), ("ICMP", 0)]
 PACKETS = [
     Packet(a, b, *port, family)
     for family in (4, 6)
@@ -56,10 +52,6 @@ def expression(key: str, operator: str, *values: str) -> Object:
 
 def tcp(port: int | str, **more: Any) -> Object:
     return {"protocol": "TCP", "port": port, **more}
-
-
-def block(cidr: str, *excepts: str) -> Object:
-    return {"ipBlock": {"cidr": cidr, **({"except": list(excepts)} if excepts else {})}}
 
 
 WEB, DB = match(app="web"), match(app="db")
@@ -182,81 +174,17 @@ async def test_documented_cases(policies: list[Object]) -> None:
     assert await differences(policies) == []
 
 
-labels = st.sampled_from(["app", "tier", "pod-template-hash"])
-values = st.sampled_from(["web", "db", "front", "store", "h1", "agent"])
-expressions = st.one_of(
-    st.fixed_dictionaries(
-        {
-            "key": labels,
-            "operator": st.sampled_from(["In", "NotIn"]),
-            "values": st.lists(values, min_size=1, max_size=2),
-        }
-    ),
-    st.fixed_dictionaries({"key": labels, "operator": st.sampled_from(["Exists", "DoesNotExist"])}),
-)
-pod_selectors = st.fixed_dictionaries(
-    {},
-    optional={
-        "matchLabels": st.dictionaries(labels, values, max_size=1),
-        "matchExpressions": st.lists(expressions, max_size=2),
-    },
-)
-namespace_selectors = st.sampled_from(
-    [{}, match(team="a"), match(team="b"), expression("tier", "Exists"), expression("team", "NotIn", "b")]
-)
-
-
-@st.composite
-def blocks(draw: st.DrawFn) -> Object:
-    """Of a few addresses that matter, so that blocks often meet."""
-    address = ip_address(draw(st.sampled_from(["10.0.0.4", "10.0.0.1", "192.168.0.2", "203.0.113.1", "fd00::4", "::"])))
-    most = address.max_prefixlen
-    length = draw(st.sampled_from([0, 8, 24, most - 2, most - 1, most]))
-    around = ip_network((address, length), strict=False)
-    inner = st.sampled_from(
-        [each for each in (*range(length + 1, min(length + 3, most)), most - 1, most) if each > length]
-    )
-    members = st.integers(0, min(around.num_addresses - 1, 7)).map(lambda offset: around[offset])
-    excepts = st.builds(lambda member, bits: str(ip_network((member, bits), strict=False)), members, inner)
-    return block(str(around), *draw(st.lists(excepts, max_size=2) if length < most else st.just([])))
-
-
-peers = st.one_of(
-    st.fixed_dictionaries({"podSelector": pod_selectors}),
-    st.fixed_dictionaries({"namespaceSelector": namespace_selectors}),
-    st.fixed_dictionaries({"podSelector": pod_selectors, "namespaceSelector": namespace_selectors}),
-    blocks(),
-)
-numbers = st.sampled_from([53, 80, 8080, 8081, 9100])
-protocols = st.sampled_from(["TCP", "UDP", "SCTP"])
-ports = st.one_of(
-    st.fixed_dictionaries({"protocol": protocols, "port": numbers}),
-    st.fixed_dictionaries({"port": st.just(80), "endPort": st.integers(80, 9000)}),
-    st.fixed_dictionaries({"protocol": protocols}),
-    st.fixed_dictionaries({"protocol": protocols, "port": st.sampled_from(["http", "dns", "metrics"])}),
-)
-
-
-def rules(side: str) -> st.SearchStrategy[list[Object]]:
-    optional = {side: st.lists(peers, max_size=2), "ports": st.lists(ports, max_size=2)}
-    rule: st.SearchStrategy[Object] = st.fixed_dictionaries({}, optional=optional)
-    return st.lists(rule, max_size=2)
-
-
-specs: st.SearchStrategy[Object] = st.fixed_dictionaries(
-    {"pods": pod_selectors},
-    optional={
-        "ingress": rules("from"),
-        "egress": rules("to"),
-        "policyTypes": st.sampled_from([["Ingress"], ["Egress"], ["Ingress", "Egress"]]),
-    },
-)
-several = st.lists(st.tuples(st.sampled_from(["shop", "pay", "ops"]), specs), min_size=1, max_size=4).map(
-    lambda found: [policy(f"{where}/p{index}", **spec) for index, (where, spec) in enumerate(found)]
-)
-
-
 @settings(max_examples=150, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(several)
-def test_any_policies(policies: list[Object]) -> None:
-    assert asyncio.run(differences(policies)) == []
+@given(cases)
+def test_any_cluster_and_policies(case: Case) -> None:
+    async def compiled() -> Compiled:
+        world = World()
+        world.put(*case.objects)
+        async with world.running():
+            assert world.problems() == {}
+            return Compiled(world)
+
+    records = asyncio.run(compiled())
+    documented = Documentation(case.namespaces, case.pods, case.policies, NODES)
+    wrong = [p for p in case.packets(0, 400) if records.allows(p) != documented.allows(p)]
+    assert wrong == []

@@ -16,6 +16,7 @@ from typing import TypeVar
 
 from node_agent.attach import Attachments, Devices
 from node_agent.entries import NO_DEVICE, Entries
+from node_agent.grace import wait_for_programs
 from node_agent.healthchecks import HealthChecks
 from node_agent.loader import Manifest, catch_up, read_manifest
 from node_agent.maps import Maps
@@ -103,6 +104,8 @@ class Agent:
         self.manifest = manifest
         self._health = health
         self._worker = ThreadPoolExecutor(1, "bpf")
+        self._waiter = ThreadPoolExecutor(1, "grace")
+        self._retiring = asyncio.Queue[int]()
         self._changed = asyncio.Event()
         self._since: float | None = None
         self._host_ready = asyncio.Event()
@@ -151,6 +154,7 @@ class Agent:
         await self.in_worker(self.maps.close)
         self.attachments.close()
         self._worker.shutdown()
+        self._waiter.shutdown()
 
     async def in_worker(self, call: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._worker, call)
@@ -167,6 +171,7 @@ class Agent:
             group.create_task(self._apply())
             group.create_task(self._follow())
             group.create_task(self._check())
+            group.create_task(self._expire())
             group.create_task(self.releaser.run())
 
     async def _follow(self) -> None:
@@ -307,8 +312,11 @@ class Agent:
             log.warning("map full", map=name, reason=self._full[name])
         if self.view.room.refused and self.tables.removals != removals:
             self.changed()  # there is room for some of them
-        if any(step.map in POLICY for step in steps):
+        if any(step.map in POLICY and not step.retired for step in steps):
             await self.in_worker(self._raise_generation)
+        retiring = self.tables.retiring()
+        if retiring is not None and not outdated:
+            self._retiring.put_nowait(retiring)
         self.releaser.look()
         lost, fallen = self._watch.take_losses()
         self._routes.lost(lost)
@@ -337,6 +345,16 @@ class Agent:
             opened.delete_all(step.deletes)
             return len(step.deletes)
         return opened.update_all(step.puts)
+
+    async def _expire(self) -> None:
+        """Entries that nothing leads to go when no program can be on its way to them. Never returns."""
+        while True:
+            number = await self._retiring.get()
+            while not self._retiring.empty():
+                number = self._retiring.get_nowait()
+            await asyncio.get_running_loop().run_in_executor(self._waiter, wait_for_programs)
+            self.tables.expire(number)
+            self._changed.set()  # what remains to be done is no change of what is told
 
     def _raise_generation(self) -> None:
         key = struct.pack("=I", SETTING_GENERATION)

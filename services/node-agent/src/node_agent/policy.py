@@ -1,7 +1,7 @@
 """Subjects, rules and sets of the identities that have pods on this node. Pure."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from node_agent.entries import PRESENT, Entries, length_bit
 from node_agent.table import Tables
@@ -31,6 +31,7 @@ class PolicyView:
         self._policy_rules: dict[int, Rules] = {}  # as programmed
         self._set_users: Counter[int] = Counter()
         self._dirty: set[int] = set()  # identities
+        self._changed_shards: list[tuple[int, int, PeerShard | None]] = []  # of sets in use
 
     def judged(self, identity: int) -> bool:
         """Whether the identity's rules are known: only then may packets be judged by it."""
@@ -62,6 +63,13 @@ class PolicyView:
         return concerned
 
     def set_shard(self, group: int, shard: int, record: PeerShard | None) -> None:
+        """A set that is in use changes once all subjects have their rules: it may go with their old ones."""
+        if group in self._set_users:
+            self._changed_shards.append((group, shard, record))
+        else:
+            self._change_shard(group, shard, record)
+
+    def _change_shard(self, group: int, shard: int, record: PeerShard | None) -> None:
         shards = self._shards.setdefault(group, {})
         before = shards.pop(shard, frozenset())
         after: frozenset[Member] = frozenset((*record.members, *record.blocks)) if record else frozenset()
@@ -95,6 +103,9 @@ class PolicyView:
                 self._drop(identity)
             elif self.judged(identity):
                 self._program(identity, self._subjects[identity])
+        changed, self._changed_shards = self._changed_shards, []
+        for group, shard, record in changed:
+            self._change_shard(group, shard, record)
 
     def _program(self, identity: int, policy: int) -> None:
         before = self._programmed.get(identity)
@@ -113,7 +124,7 @@ class PolicyView:
     def _drop(self, identity: int) -> None:
         policy = self._programmed.pop(identity, None)
         if policy is not None:
-            self._tables.want("subjects", self._entries.subject_key(identity), None)
+            self._tables.retire("subjects", self._entries.subject_key(identity))
             self._release_policy(policy)
 
     def _take_policy(self, policy: int) -> None:
@@ -133,7 +144,7 @@ class PolicyView:
             return
         del self._policy_users[policy]
         for rule in self._policy_rules.pop(policy).rules:
-            self._tables.want("rules", self._entries.rule(policy, rule)[0], None)
+            self._tables.retire("rules", self._entries.rule(policy, rule)[0])
             for group in _sets(rule):
                 self._release_set(group)
 
@@ -148,18 +159,27 @@ class PolicyView:
         if not self._set_users[group]:
             del self._set_users[group]
             for member in self._members(group):
-                self._member(group, member, False)
+                self._member(group, member, False, self._tables.retire)
 
     def _members(self, group: int) -> frozenset[Member]:
         return frozenset().union(*self._shards.get(group, {}).values())
 
-    def _member(self, group: int, member: Member, present: bool) -> None:
+    def _member(
+        self, group: int, member: Member, present: bool, remove: Callable[[str, bytes], None] | None = None
+    ) -> None:
+        """`remove`: how, where it is not because the set loses it."""
+        needed = 0
         if isinstance(member, int):
-            self._tables.want("members", self._entries.member_key(group, member), PRESENT if present else None)
-            return
-        address, prefix, needed = member
-        key, value = self._entries.peer_block(group, address, prefix, needed)
-        self._tables.want("peer_blocks", key, value if present else None)
+            name, key, value = "members", self._entries.member_key(group, member), PRESENT
+        else:
+            address, prefix, needed = member
+            name, (key, value) = "peer_blocks", self._entries.peer_block(group, address, prefix, needed)
+        if present:
+            self._tables.want(name, key, value)
+        elif remove is not None:
+            remove(name, key)
+        else:
+            self._tables.want(name, key, None)
         if needed >= FIRST_SET:
             (self._take_set if present else self._release_set)(needed)
 
