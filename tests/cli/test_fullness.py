@@ -6,7 +6,7 @@ import pytest
 
 from tidegate.cli.cluster import Cluster, UnreadableError, parse
 from tidegate.cli.status import _print, _show_agents, collect
-from tidegate.records import Backend, BackendShard, Capacity, Keyspace, Service, ServicePort, Synced, encode
+from tidegate.records import Backend, BackendShard, Capacity, Keyspace, Problem, Service, ServicePort, Synced, encode
 from tidegate.records.addresses import pack_address
 
 KEYS = Keyspace("test")
@@ -30,8 +30,8 @@ def node(name: str, refused: dict[str, str] | None = None, **maps: tuple[int, in
     }
 
 
-def cluster(backends: int, capacity: int = 10) -> Cluster:
-    """A Service with so many backends of the capacity, where all else is well."""
+def cluster(backends: int, capacity: int = 10, problem: Problem | None = None) -> Cluster:
+    """A Service with so many backends of the capacity, where all else is well, but for the problem of another one."""
     ends = tuple(Backend(address=pack_address(f"10.0.0.{n}"), ports={"a": 80}) for n in range(backends))
     service = Service(cluster_ips=(pack_address("10.96.0.1"),), ports=(ServicePort(id=1, name="a", port=80),))
     values = {
@@ -39,6 +39,8 @@ def cluster(backends: int, capacity: int = 10) -> Cluster:
         KEYS.service("shop", "web"): encode(service),
         KEYS.backends("shop", "web", 0): encode(BackendShard(backends=ends)),
     }
+    if problem:
+        values[KEYS.problem("endpoint-sync", "Service", "shop", "db")] = encode(problem)
     for writer in ("endpoint-sync", "policy-sync"):
         values[KEYS.synced(writer)] = encode(Synced())
         values[KEYS.leader(writer)] = b"somebody"
@@ -69,6 +71,11 @@ def test_a_service_refused_by_an_agent_is_named(capsys: pytest.CaptureFixture[st
     assert not found["healthy"]
     _print(found)
     assert "n1: shop/web keeps its last state: map backends: no room" in capsys.readouterr().out
+
+
+def test_a_service_that_is_held_back_is_no_healthy_state_and_one_that_is_wrong_is_its_owners() -> None:
+    assert not collect(cluster(1, problem=Problem(reason="does not fit", held_back=True)), [])["healthy"]
+    assert collect(cluster(1, problem=Problem(reason="no such field")), [])["healthy"]
 
 
 def test_each_map_is_a_row_and_each_node_a_column(capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ from endpoint_sync.capacity import Ledger
 from endpoint_sync.events import Events, Notice
 from endpoint_sync.services import AVAILABLE, EXCEEDED
 from tidegate.kube.fake import FakeApi
-from tidegate.records import BackendShard, Capacity, Service
+from tidegate.records import BackendShard, Capacity, Problem, Service
 from tidegate.records.addresses import unpack_address
 from tidegate.records.capacity import NOTHING, Amount
 
@@ -65,9 +65,10 @@ async def test_a_service_beyond_the_capacity_is_not_published_at_all(running: Wo
     await world.written(*some("a", *ips(0, 8)))
     keys = await world.written(*some("b", *ips(8, 3)))
     assert keys == {"meta/problems/endpoint-sync/Service/shop/b"}
+    (problem,) = world.records(Problem).values()
+    assert problem.held_back
     assert services(world) == {"a"}
-    (reason,) = world.problems().values()
-    assert "3 backends where it has 0, and all Services may have 10" in reason
+    assert "3 backends where it has 0, and all Services may have 10" in problem.reason
 
 
 async def test_others_go_on(running: World) -> None:

@@ -12,6 +12,7 @@ from tidegate.records import (
     Endpoint,
     Identity,
     Node,
+    Problem,
     Record,
     Rules,
     Service,
@@ -57,6 +58,7 @@ def collect(cluster: Cluster, nodes: list[dict[str, Any]]) -> dict[str, Any]:
         all(writer["leader"] and writer["synced"] for writer in writers)
         and all(node.get("ready") and not node.get("full") and not node.get("problems") for node in nodes)
         and not any(node.get("refused") for node in nodes)
+        and not any(problem.held_back for problem in cluster.all(Problem).values())
         and not cluster.unreadable
         and not warnings
     )

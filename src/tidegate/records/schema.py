@@ -107,6 +107,7 @@ class Problem(Record, frozen=True, kw_only=True):
 
     reason: str = ""
     last_good: str = ""  # the state that stays in force, as JSON in a form of the writer's own: for its next start
+    held_back: bool = False  # it was understood, and does not fit
 
 
 class Masquerade(Record, frozen=True, kw_only=True):

@@ -94,8 +94,17 @@ class Publisher:
         if value is not None:
             self.writer.want(key, value)
 
-    def problem(self, kind: str, namespace: str, name: str, reason: str | None, last_good: str = "") -> None:
-        """The object cannot be understood, or does not fit (reason), or that is over (None).
+    def problem(
+        self,
+        kind: str,
+        namespace: str,
+        name: str,
+        reason: str | None,
+        last_good: str = "",
+        *,
+        held_back: bool = False,
+    ) -> None:
+        """The object cannot be understood, or does not fit (`held_back`), or that is over (no reason).
 
         Logged once, shown by `tidegate status`. `last_good` is for whoever writes here after a restart
         (records.Problem).
@@ -110,7 +119,7 @@ class Publisher:
             get_logger().warning("object refused", kind=kind, namespace=namespace, name=name, reason=reason)
         key = self.keys.problem(self.name, kind, namespace, name)
         kept = last_good if len(last_good) <= MAX_BYTES // 2 else ""
-        self.put(key, None if reason is None else Problem(reason=reason[:1000], last_good=kept))
+        self.put(key, None if reason is None else Problem(reason=reason[:1000], last_good=kept, held_back=held_back))
         PROBLEMS.labels(self.name, kind).set(sum(1 for known_kind, _, _ in self._problems if known_kind == kind))
 
     def listed(self, source: str) -> None:

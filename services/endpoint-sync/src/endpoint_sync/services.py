@@ -130,7 +130,7 @@ class Services:
         record = self._record(item.key, facts) if facts else None
         if not state.understood:
             state.understood = True
-            self._publisher.problem(self.KIND, *item.key, state.refusal or None)
+            self._publisher.problem(self.KIND, *item.key, state.refusal or None, held_back=bool(state.refusal))
         if (state.record is None) != (record is None) or state.kept:
             state.touch_all()
         state.record, state.uid, state.kept = record, item.metadata.uid, False
@@ -256,7 +256,7 @@ class Services:
                 self._events.tell(Notice(*key, state.uid, EXCEEDED, reason))
             state.refusal = reason
             if state.understood:
-                self._publisher.problem(self.KIND, *key, reason)
+                self._publisher.problem(self.KIND, *key, reason, held_back=True)
 
     def _restore(self, key: Key) -> None:
         """What the store holds of the Service is to stay; we may have led before, and wanted something else."""
