@@ -15,6 +15,7 @@ from tests.node_agent.world import (
     pod,
     pod_key,
     service,
+    undecodable,
 )
 
 from node_agent.departures import Given
@@ -130,6 +131,21 @@ def test_a_host_port_is_stuck_when_its_pod_is_gone() -> None:
     assert departed.addresses is not None
     assert socket.address in departed.addresses
     assert agent.view.departures.is_stuck(socket, departed.pods)
+
+
+@pytest.mark.parametrize("key", [SERVICE, SHARD, POD])
+@pytest.mark.parametrize("later", ["understood", "gone"])
+def test_what_a_record_that_cannot_be_read_may_say_has_not_gone(key: str, later: str) -> None:
+    """After a restart, when the state before is not known. Once that is over, everything is looked at again."""
+    gone = Row(set(), backends("shop", 0, backend(TWO)))
+    agent = Agent()
+    agent.snapshot({**START, **undecodable({key: b""})})
+    assert freed(agent, Row(set())) == set()
+    if later == "gone":
+        agent.remove(key)
+    else:
+        agent.change({key: START[key], **gone.change})
+    assert freed(agent, gone) == ({TCP, UDP} if (later, key) == ("gone", POD) else {UDP})
 
 
 def test_what_could_not_be_done_is_done_again() -> None:

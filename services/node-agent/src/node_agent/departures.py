@@ -5,13 +5,13 @@ UDP socket is stuck as soon as its Service has another backend that serves, and 
 removes the flow (`CleanStaleEntries` of its conntrack package). A Service's traffic policies do not count here.
 """
 
-from collections.abc import Set
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 
 from node_agent.endpoints import EndpointView
 from node_agent.frontends import HOST_PORT, IPV6, LOCAL
 from node_agent.services import ServiceView
-from tidegate.records import Backend, BackendShard, Endpoint, Protocol, Service
+from tidegate.records import Backend, BackendShard, Endpoint, Protocol, Record, Service
 
 Key = tuple[str, str]
 
@@ -36,11 +36,15 @@ class Departed:
 
 class Departures:
     """Is told of changes after the views have taken them. The first `take` is about everything: what has gone while the
-    agent was away."""
+    agent was away. `unread`: whether there are records of a kind that nobody has understood since the start; what may
+    stand in them has not gone."""
 
-    def __init__(self, services: ServiceView, endpoints: EndpointView) -> None:
+    def __init__(
+        self, services: ServiceView, endpoints: EndpointView, unread: Callable[[type[Record]], bool] = lambda _: False
+    ) -> None:
         self._services = services
         self._endpoints = endpoints
+        self._unread = unread
         self._ports: dict[int, tuple[Key, str]] = {}  # number of a service port → its Service, its name
         self._addresses: set[bytes] = set()
         self._pods: set[bytes] = set()
@@ -71,6 +75,10 @@ class Departures:
                 self._addresses.add(address)
                 self._pods.add(address)
 
+    def everything(self) -> None:
+        """The next `take` is about everything again: a record that nobody had understood is understood, or gone."""
+        self._first = True
+
     @property
     def pending(self) -> bool:
         return self._first or bool(self._addresses)
@@ -99,18 +107,20 @@ class Departures:
     def _is_nobodys(self, address: bytes, pods: Set[bytes]) -> bool:
         if self._endpoints.is_held(address):
             return False
-        return address in pods or self._endpoints.is_for_pods(address)
+        return address in pods or (self._endpoints.is_for_pods(address) and not self._unread(Endpoint))
 
     def _is_left(self, given: Given) -> bool:
         if given.selection & HOST_PORT:
             return False  # its only backend is a pod: gone, or not
         owner = self._ports.get(given.selection & ~(LOCAL | IPV6))
         if owner is None:
-            return True
+            return not self._unread(Service)
         key, name = owner
         known = [backend for backend in self._services.backends(key) if name in backend.ports]
         same = [b for b in known if b.address == given.address and b.ports[name] == given.port]
-        return not same or (not same[0].serving and any(b.serving for b in known))
+        if not same:
+            return not self._unread(BackendShard)
+        return not same[0].serving and any(b.serving for b in known)
 
 
 def _leaves(before: Backend, after: Backend | None) -> bool:

@@ -21,12 +21,14 @@ from tidegate.records import (
     Masquerade,
     Node,
     PeerShard,
+    Record,
     RecordError,
     Rules,
     Service,
     Subject,
     decode,
 )
+from tidegate.records.keys import Parsed
 from tidegate.store import Operation, Put
 
 KINDS = (Node, Masquerade, Endpoint, Service, BackendShard, PeerShard, Rules, Subject)
@@ -53,7 +55,7 @@ class View:
         selections, leading = SelectionTable(tables, entries), FrontendTable(tables, entries)
         self.services = ServiceView(own, tables, entries, selections, leading, self.room)
         self.host_ports = HostPortView(own, selections, leading, self.room)
-        self.departures = Departures(self.services, self.endpoints)
+        self.departures = Departures(self.services, self.endpoints, self._has_unread)
         self.masquerade = MasqueradeView(tables, entries)
         self.problems: dict[str, str] = {}  # key → why it was not understood
         self._known: set[str] = set()
@@ -92,10 +94,21 @@ class View:
             self._set(operation.key, operation.value if isinstance(operation, Put) else None)
         self._settle()
 
+    def _has_unread(self, kind: type[Record]) -> bool:
+        """Whether a record of this kind has never been understood."""
+        unread = (self._keys.parse(key) for key in self.problems if key not in self._known)
+        return any(parsed is not None and parsed.kind is kind for parsed in unread)
+
     def _set(self, key: str, value: bytes | None) -> None:
         parsed = self._keys.parse(key)
         if parsed is None or parsed.kind not in KINDS:
             return
+        unread = key in self.problems and key not in self._known
+        self._take(key, value, parsed)
+        if unread and key not in self.problems:
+            self.departures.everything()
+
+    def _take(self, key: str, value: bytes | None, parsed: Parsed) -> None:
         if value is None and key not in self._known:
             self.problems.pop(key, None)
             return
