@@ -63,13 +63,10 @@ static int forward_translated(struct __sk_buff *skb, struct flow *flow)
 	return send_out(skb, flow);
 }
 
-/* A backend of the host network. From now on to_network has something to look for. */
+/* A backend of the host network, whose replies are the node's own packets. */
 static int accept(void)
 {
-	u32 index = SETTING_HOST_BACKENDS;
-	u64 *used = settings.lookup(&index);
-	if (used && !*used)
-		*used = 1;
+	watch_own_packets();
 	return ACCEPT;
 }
 
@@ -130,11 +127,6 @@ static u32 selection_for(struct flow *flow, struct frontend *frontend)
 	return endpoints.lookup(&flow->source) ? frontend->service : frontend->outside;
 }
 
-static bool has_host_backends(void)
-{
-	return setting(SETTING_HOST_BACKENDS);
-}
-
 /* A reply to a connection that left under the node's address: a pod's, or one from outside to a backend elsewhere. */
 static int deliver_to_client(struct __sk_buff *skb, struct flow *flow, struct masqueraded *entry)
 {
@@ -154,7 +146,7 @@ static int deliver_to_client(struct __sk_buff *skb, struct flow *flow, struct ma
  * are one connection, and what was addressed last holds. */
 static void forget_translated(struct flow *flow)
 {
-	if (!has_host_backends() || !(flow->opens || flow->protocol == IPPROTO_UDP))
+	if (!setting(SETTING_OWN_PACKETS) || !(flow->opens || flow->protocol == IPPROTO_UDP))
 		return;
 	set_tuple(flow, &flow->source, flow->source_port, &flow->destination, flow->destination_port, flow->protocol);
 	struct connection *connection = find_connection(flow, seconds());
@@ -247,7 +239,22 @@ static bool is_translated_reply(struct flow *flow)
 	return connection && connection->flags & CONN_NAT && is_reply(flow, connection);
 }
 
-/* Nothing of the node's own is dropped here, but what could be translated by half only. */
+/* What the node itself sends to a Service was left to its packets by the socket program: source ranges leave the node out,
+ * or the traffic policy is Local. */
+static bool may_leave(struct flow *flow)
+{
+	struct frontend *frontend = NULL;
+	if (flow->kind == KIND_PORTS)
+		frontend = find_frontend(&flow->frontend, &flow->destination, flow->destination_port, flow->protocol);
+	if (!frontend)
+		return true;
+	if (!check_range(flow, frontend))
+		return false;
+	struct service *service = services.lookup(&frontend->service);
+	return !service || service->count || !(service->flags & SERVICE_DROP) || refuse(flow, REASON_NO_LOCAL_BACKEND);
+}
+
+/* Of the node's own replies nothing is dropped here, but what could be translated by half only. */
 static int handle_to_network(struct __sk_buff *skb, struct flow *flow)
 {
 	if (!parse_ip(skb, flow) || !parse_transport(skb, flow))
@@ -258,7 +265,9 @@ static int handle_to_network(struct __sk_buff *skb, struct flow *flow)
 			return TC_ACT_UNSPEC;
 		if (!leave(skb, flow, skb->ifindex))
 			return NO_ACTION;
-	} else if (!is_translated_reply(flow) || !track(skb, flow)) {
+	} else if (!is_translated_reply(flow)) {
+		return may_leave(flow) ? TC_ACT_UNSPEC : NO_ACTION;
+	} else if (!track(skb, flow)) {
 		return TC_ACT_UNSPEC;
 	}
 	return untranslate(skb, flow) ? TC_ACT_UNSPEC : NO_ACTION;
@@ -290,7 +299,7 @@ static bool is_judged(struct __sk_buff *skb)
 int PROGRAM(to_network)(struct __sk_buff *skb)
 {
 	bool forwarded = skb->ingress_ifindex;
-	if (!is_ours(skb) || !(forwarded ? is_judged(skb) : has_host_backends() || is_icmp(skb)))
+	if (!is_ours(skb) || !(forwarded ? is_judged(skb) : setting(SETTING_OWN_PACKETS) || is_icmp(skb)))
 		return TC_ACT_UNSPEC;
 	struct flow *flow = new_flow(HOOK_TO_NETWORK, DIRECTION_EGRESS);
 	if (!flow)

@@ -65,3 +65,12 @@ static u64 setting(u32 index)
 	u64 *value = settings.lookup(&index);
 	return value ? *value : 0;
 }
+
+/* From now on to_network looks at what the node itself sends. */
+static void watch_own_packets(void)
+{
+	u32 index = SETTING_OWN_PACKETS;
+	u64 *value = settings.lookup(&index);
+	if (value && !*value)
+		*value = 1;
+}

@@ -112,6 +112,32 @@ static bool is_translated(struct bpf_sock_addr *ctx)
 	return !only || netns_cookie(ctx) == only;
 }
 
+static bool is_of_node(struct bpf_sock_addr *ctx)
+{
+	return netns_cookie(ctx) == setting(SETTING_NODE_NAMESPACE);
+}
+
+/* Whether the Service's source ranges let the node itself in, by the address that it is known by. */
+static bool is_node_in_ranges(u32 service, const struct addr *vip)
+{
+	u32 node = NO_DEVICE;
+	struct device *device = devices.lookup(&node);
+	if (!device)
+		return false;
+	bool v4 = vip->w[2] == V4_MAPPED && !(vip->w[0] | vip->w[1]);
+	struct source_range_key key = { .prefix = SOURCE_RANGE_BITS, .service = service };
+	key.addr = v4 ? device->addr : device->addr6;
+	return source_ranges.lookup(&key);
+}
+
+/* What is to be dropped is dropped as packets, so that the application sees what it would see elsewhere. */
+static int leave_to_packets(struct bpf_sock_addr *ctx)
+{
+	if (is_of_node(ctx))
+		watch_own_packets();
+	return PASS;
+}
+
 /* Replaces a Service's address by a backend's. `sticky`: the socket stays with the backend that it has been given for
  * this address. Returns PASS or REJECT; *changed tells whether there is something to write back. */
 static int resolve(struct bpf_sock_addr *ctx, struct peer *peer, bool sticky, bool *changed)
@@ -129,9 +155,9 @@ static int resolve(struct bpf_sock_addr *ctx, struct peer *peer, bool sticky, bo
 	struct frontend *frontend = find_frontend(&frontend_key, &peer->addr, peer->port, peer->protocol);
 	if (!frontend)
 		return is_closed_address(&frontend_key, &peer->addr) ? reject(peer, REASON_NO_SERVICE_PORT) : PASS;
-	/* Who the client is shows in its packets only. */
-	if (frontend->flags & FRONTEND_RANGES)
-		return PASS;
+	/* What address a pod has shows in its packets only. */
+	if (frontend->flags & FRONTEND_RANGES && !(is_of_node(ctx) && is_node_in_ranges(frontend->service, &peer->addr)))
+		return leave_to_packets(ctx);
 	u32 service_id = frontend->service;
 	u64 cookie = socket_cookie(ctx);
 	struct peer vip = *peer;
@@ -147,9 +173,8 @@ static int resolve(struct bpf_sock_addr *ctx, struct peer *peer, bool sticky, bo
 		}
 	}
 	struct service *service = services.lookup(&service_id);
-	/* What is to be dropped is dropped as packets, so that the application sees what it would see elsewhere. */
 	if (service && !service->count && service->flags & SERVICE_DROP)
-		return PASS;
+		return leave_to_packets(ctx);
 	if (!service || !service->count)
 		return reject(peer, REASON_NO_BACKEND);
 	struct backend *backend = choose(ctx, &backend_key, service_id, service);

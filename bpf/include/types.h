@@ -323,17 +323,20 @@ struct fragment_ports {
 
 /* ---- settings, counters, events ------------------------------------------------------------------------------ */
 
+#define PORT_BLOCKS 3
+
 /* settings: an array of u64, written by the agent where nothing else is said. */
 enum setting {
 	SETTING_GENERATION, /* raised by the agent after each applied batch that changes what is allowed, endpoints included */
 	SETTING_MONITOR,    /* MONITOR_* */
-	SETTING_HOST_BACKENDS, /* set by the programs, once a client outside has been sent to a backend of the host network */
+	/* Set by the programs, once to_network has something to look for in what the node itself sends: replies of backends of
+	 * the host network, packets to Services that the node may not use. */
+	SETTING_OWN_PACKETS,
 	/* The cookie of the only network namespace whose sockets are translated, or 0: all are. */
 	SETTING_SOCKET_NAMESPACE,
 	SETTING_PORTS, /* and the following: blocks of source ports for what leaves as the node: first << 16 | how many */
+	SETTING_NODE_NAMESPACE = SETTING_PORTS + PORT_BLOCKS, /* the cookie of the node's own network namespace */
 };
-
-#define PORT_BLOCKS 3
 
 /* Entries of the array: with room for later ones, as a pinned map keeps its size. */
 #define SETTINGS 16

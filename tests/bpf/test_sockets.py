@@ -11,14 +11,15 @@ from typing import Any
 import pytest
 from tests.bpf.families import family
 from tests.bpf.kernel import attached_to_cgroup
-from tests.bpf.topology import Cluster, Pod
-from tests.bpf.traffic import PATIENCE, TCP, UDP, Server, peer_of, pod, receive, serve, vip, wait_for
+from tests.bpf.topology import Cluster, Node, Pod, outside_address
+from tests.bpf.traffic import PATIENCE, TCP, UDP, Server, outside, peer_of, pod, receive, serve, vip, wait_for
 from tests.leftovers import cgroup2
 
 pytestmark = pytest.mark.root
 
 SO_NETNS_COOKIE = 71  # linux/socket.h
-SETTING_SOCKET_NAMESPACE = 3  # types.h
+SETTING_SOCKET_NAMESPACE, SETTING_NODE_NAMESPACE = 3, 7  # types.h
+FRONTEND_RANGES, SERVICE_DROP = 0x2, 0x1
 SERVICE = {TCP: 7000 + TCP, UDP: 7000 + UDP}
 
 
@@ -51,6 +52,11 @@ def hooked_client(cgroup: Path, at: Pod, kind: int, *, mapped: bool = False) -> 
         made = at.namespace.socket(socket.AF_INET6 if mapped else family(), kind)
     made.settimeout(PATIENCE)
     return made
+
+
+def namespace_cookie(at: Pod) -> int:
+    with at.namespace.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+        return int.from_bytes(asking.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8), "little")
 
 
 def peers(at: Pod) -> list[tuple[dict[str, Any], dict[str, Any]]]:
@@ -200,8 +206,7 @@ def test_only_sockets_of_the_named_namespace_are_translated(hooked: Path, tcx_wo
     a, b = pod(tcx_world, "a"), pod(tcx_world, "b")
     serve(tcx_world, 80, [(b, 8080)], TCP if kind == socket.SOCK_STREAM else UDP)
     translations, settings = (a.node.programs.maps[name] for name in ("translations", "settings"))
-    with hooked_client(hooked, a, kind) as asking:
-        own = int.from_bytes(asking.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8), "little")
+    own = namespace_cookie(a)
     for only, translated in ((own, True), (own + 1, False)):
         settings.set({"value": SETTING_SOCKET_NAMESPACE}, {"value": only})
         with Server(b, 8080, kind) as server, hooked_client(hooked, a, kind) as sender:
@@ -217,3 +222,48 @@ def test_only_sockets_of_the_named_namespace_are_translated(hooked: Path, tcx_wo
                 assert sender.recv(100) == b"pong"
             assert peer_of(sender) == (vip(), 80)
             assert bool(translations.items()) != translated
+
+
+@pytest.fixture
+def own(tcx_world: Cluster) -> Pod:
+    """The first node itself, as a client."""
+    node = tcx_world.nodes[0]
+    found = Pod("host", node.addresses, node.namespace, node, "", 0)
+    node.programs.maps["settings"].set({"value": SETTING_NODE_NAMESPACE}, {"value": namespace_cookie(found)})
+    return found
+
+
+def limit(node: Node, address: str) -> None:
+    """The Service is for this address alone."""
+    maps, number = node.programs.maps, SERVICE[TCP]
+    key = {"addr": vip(), "port": 80, "protocol": TCP}
+    maps["frontends"].set(key, {"service": number, "outside": number, "flags": FRONTEND_RANGES})
+    maps["source_ranges"].set({"prefix": 160, "service": number, "addr": address}, {"value": 1})
+
+
+def test_the_node_itself_within_source_ranges(hooked: Path, tcx_world: Cluster, own: Pod) -> None:
+    b = pod(tcx_world, "b")
+    serve(tcx_world, 80, [(b, 8080)])
+    limit(own.node, own.address)
+    with Server(b, 8080) as server, hooked_client(hooked, own, socket.SOCK_STREAM) as connection:
+        connection.connect((vip(), 80))
+        server.accept().close()
+
+
+@pytest.mark.parametrize("reason", ["SOURCE_RANGE", "NO_LOCAL_BACKEND"])
+def test_the_nodes_own_packets_to_what_it_may_not_use(hooked: Path, tcx_world: Cluster, own: Pod, reason: str) -> None:
+    """They are dropped, and nothing else is."""
+    node = own.node
+    serve(tcx_world, 80, [(pod(tcx_world, "b"), 8080)] if reason == "SOURCE_RANGE" else [])
+    if reason == "SOURCE_RANGE":
+        limit(node, outside_address())
+    else:
+        node.programs.maps["services"].set({"value": SERVICE[TCP]}, {"count": 0, "flags": SERVICE_DROP})
+    with hooked_client(hooked, own, socket.SOCK_STREAM) as connection:
+        connection.setblocking(False)
+        assert connection.connect_ex((vip(), 80)) == errno.EINPROGRESS
+        wait_for("it is dropped", lambda: node.programs.counter(reason) > 0)
+    with Server(outside(tcx_world), 80) as server, hooked_client(hooked, own, socket.SOCK_STREAM) as connection:
+        connection.connect((outside_address(), 80))
+        server.accept().close()
+    assert set(node.programs.drops()) == {reason}

@@ -159,7 +159,7 @@ FAMILIES: dict[str, Row] = {
     "policy Local, local backends in one of two families": row(
         "4:a1 a2",
         """
-        cluster | pods@1 outside@1 | a1 / dropped
+        cluster | inside@1 outside@1 | a1 / dropped
         cluster | inside@2 outside@2 | a2
         """,
         families=BOTH,
@@ -198,7 +198,7 @@ POLICIES: dict[str, Row] = {
         """
         cluster | inside@1 outside@1       | a1 b1
         cluster | inside@2 outside@2       | a2
-        cluster | pods@3 outside@3       | dropped
+        cluster | inside@3 outside@3       | dropped
         port    | inside outside elsewhere | a1 b1 a2
         """,
         **NODE_PORT,
@@ -208,20 +208,20 @@ POLICIES: dict[str, Row] = {
         "a1 a2",
         """
         cluster | inside@1 outside@1 | a1
-        cluster | pods@3 outside@3 | dropped
+        cluster | inside@3 outside@3 | dropped
         """,
         UDP,
         **INTERNAL,
     ),
     "internal Local, nobody anywhere": row("", "cluster | inside outside | refused", **INTERNAL),
     "internal Local, nobody ready anywhere": row("a1/waiting", "cluster | inside outside | refused", **INTERNAL),
-    "internal Local, no node is said": row("a1/homeless", "cluster | pods outside | dropped", **INTERNAL),
+    "internal Local, no node is said": row("a1/homeless", "cluster | inside outside | dropped", **INTERNAL),
     "internal Local, here they terminate": row(
         "a1/ending b1/ended a2",
         """
         cluster | inside@1 outside@1 | a1
         cluster | inside@2 outside@2 | a2
-        cluster | pods@3 outside@3 | dropped
+        cluster | inside@3 outside@3 | dropped
         """,
         **INTERNAL,
     ),
@@ -229,12 +229,12 @@ POLICIES: dict[str, Row] = {
         "a1/ending b1 a2", "cluster | inside@1 outside@1 | b1", **INTERNAL
     ),
     "internal Local, here nobody serves any more": row(
-        "a1/ended b1/waiting a2", "cluster | pods@1 outside@1 | dropped", **INTERNAL
+        "a1/ended b1/waiting a2", "cluster | inside@1 outside@1 | dropped", **INTERNAL
     ),
     "internal Local, elsewhere they only terminate": row(
         "a1/waiting a2/ending",
         """
-        cluster | pods@1 outside@1 | dropped
+        cluster | inside@1 outside@1 | dropped
         cluster | inside@2 outside@2 | a2
         """,
         **INTERNAL,
@@ -295,7 +295,7 @@ POLICIES: dict[str, Row] = {
         "a1 a2",
         """
         cluster | inside@1 outside@1 | a1
-        cluster | pods@3 outside@3 | dropped
+        cluster | inside@3 outside@3 | dropped
         lb      | inside             | a1 a2
         lb      | outside@2          | a2
         lb      | outside@3          | dropped
@@ -335,7 +335,7 @@ HINTS: dict[str, Row] = {
         "a1@zone-b b1@zone-a a2@zone-a",
         """
         cluster | inside@1 outside@1 | a1 b1
-        cluster | pods@3 outside@3 | dropped
+        cluster | inside@3 outside@3 | dropped
         """,
         **INTERNAL,
     ),
@@ -441,7 +441,7 @@ CLIENTS: dict[str, Row] = {
         ALL,
         """
         lb      | outside                  | a1 a2 a3
-        lb      | pods                     | dropped
+        lb      | inside                   | dropped
         cluster | inside outside           | a1 a2 a3
         port    | inside outside elsewhere | a1 a2 a3
         lb:81   | inside outside           | refused
@@ -454,6 +454,7 @@ CLIENTS: dict[str, Row] = {
         """
         lb | pods@1   | a1 a2 a3
         lb | pods@2,3 | dropped
+        lb | nodes    | dropped
         lb | outside  | dropped
         """,
         loadBalancerSourceRanges=["10.200.1.0/24"],
@@ -462,8 +463,8 @@ CLIENTS: dict[str, Row] = {
     "source ranges: of one family": row(
         ALL,
         """
-        lb | outside | a1 a2 a3 / dropped
-        lb | pods    | dropped
+        lb | outside nodes | a1 a2 a3 / dropped
+        lb | pods          | dropped
         """,
         families=BOTH,
         loadBalancerSourceRanges=["172.30.0.0/16"],
@@ -475,6 +476,7 @@ CLIENTS: dict[str, Row] = {
         lb | outside | a1 a2 a3
         lb | pods@1  | dropped / a1 a2 a3
         lb | pods@2  | dropped
+        lb | nodes   | a1 a2 a3 / dropped
         """,
         families=BOTH,
         loadBalancerSourceRanges=["172.30.0.0/16", "fd30::250/128", "fd20:0:0:1::/64"],
@@ -483,8 +485,8 @@ CLIENTS: dict[str, Row] = {
     "source ranges with host bits": row(
         ALL,
         """
-        lb | outside | a1 a2 a3
-        lb | pods    | dropped
+        lb | outside nodes | a1 a2 a3
+        lb | pods          | dropped
         """,
         loadBalancerSourceRanges=["172.30.0.77/24"],
         **BALANCER,
@@ -496,7 +498,7 @@ CLIENTS: dict[str, Row] = {
         ALL,
         """
         external | inside outside | a1 a2 a3
-        lb       | pods outside   | dropped
+        lb       | inside outside | dropped
         """,
         loadBalancerSourceRanges=["192.0.2.0/24"],
         **EVERYTHING,

@@ -20,7 +20,7 @@ ENDS = {Outcome.REFUSED: REFUSED, Outcome.DROPPED: DROPPED, Outcome.PASSED: PASS
 # Which programs see a client, in the order in which they do. What a socket program leaves is for the next one.
 HOOKS = {
     "pods": ((Hook.SOCKET, Hook.POD), (Hook.POD,)),
-    "nodes": ((Hook.SOCKET,),),
+    "nodes": ((Hook.SOCKET, Hook.OWN),),
     "outside": ((Hook.NETWORK,),),
     "elsewhere": ((Hook.NETWORK,),),
 }

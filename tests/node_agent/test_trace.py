@@ -1,5 +1,6 @@
 """What the agent tells of its choices, beside what the table of Services (test_rows) shows."""
 
+import struct
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +18,7 @@ from tidegate.records.addresses import pack_address, pack_cidr
 
 VIP, CLIENT = pack_address("10.96.0.1"), pack_address("10.0.1.9")
 NUMBER = 5080
+COOKIE = 0x1_0000_0007  # of the client's network namespace
 AFFINITY = {
     "affinities": (
         Form(Layout(24, (Field("client", 0, 16, "addr"), Field("service", 16, 4, "u32"), Field("pad", 20, 4, "u32")))),
@@ -42,8 +44,8 @@ def kernel(agent: Agent, stays: Mapping[bytes, bytes] | None = None, now: float 
     return Kernel({**forms, **AFFINITY}, lambda name, key: entries[name].get(key), now)
 
 
-def question(hook: Hook) -> Question:
-    return Question(hook, CLIENT, VIP, 80, Protocol.TCP)
+def question(hook: Hook, cookie: int = 0) -> Question:
+    return Question(hook, CLIENT, VIP, 80, Protocol.TCP, cookie)
 
 
 @pytest.fixture
@@ -54,10 +56,10 @@ def agent() -> Agent:
     return fresh
 
 
-def stay(address: str, expires: int) -> dict[bytes, bytes]:
+def stay(address: str, expires: int, client: bytes = CLIENT) -> dict[bytes, bytes]:
     key, value = AFFINITY["affinities"]
     packed = value.pack(backend=pack_address(address), port=8080, expires=expires)
-    return {key.pack(client=CLIENT, service=NUMBER): packed}
+    return {key.pack(client=client, service=NUMBER): packed}
 
 
 def affine() -> Values:
@@ -70,7 +72,7 @@ def test_a_client_that_stays_with_its_backend(agent: Agent) -> None:
     both = {pack_address("10.0.1.5"), pack_address("10.0.2.5")}
 
     def chosen(hook: Hook, *known: Any) -> set[bytes]:
-        found = walk(kernel(agent, *known), question(hook))
+        found = walk(kernel(agent, *known), question(hook, COOKIE))
         assert found.outcome is Outcome.CHOSEN
         return {address for address, _ in found.backends}
 
@@ -79,6 +81,8 @@ def test_a_client_that_stays_with_its_backend(agent: Agent) -> None:
     assert chosen(Hook.POD, stay("10.0.2.5", 50), 50) == both, "too long ago"
     assert chosen(Hook.POD, stay("10.0.2.9", 50), 49) == both, "no backend any more"
     assert chosen(Hook.SOCKET, stay("10.0.2.5", 50), 49) == both, "there clients are namespaces, not addresses"
+    namespace = struct.pack("=IIII", 1, 7, 0xFFFFFFFF, 0xFFFFFFFF)
+    assert chosen(Hook.SOCKET, stay("10.0.2.5", 50, namespace), 49) == {pack_address("10.0.2.5")}
 
 
 def test_a_source_that_is_no_pod_of_this_node(agent: Agent) -> None:

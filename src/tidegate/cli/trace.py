@@ -20,11 +20,12 @@ from tidegate.runtime.settings import CommonSettings
 Ask = Callable[[str, str, bytes, bytes, int, int], dict[str, Any]]
 Answer = dict[str, Any]
 
-SOCKET, POD, NETWORK = "socket", "from_pod", "from_network"
+SOCKET, POD, NETWORK, OWN = "socket", "from_pod", "from_network", "to_network"
 HOOKS = {
     SOCKET: "socket programs in the cgroup",
     POD: "from_pod, at the pod's veth",
     NETWORK: "from_network, at the uplink",
+    OWN: "to_network, at the uplink",
 }
 
 
@@ -88,10 +89,8 @@ class Tracer:
         if client.kind == "pod":
             answer = self._look(node, POD)
             return self._finish(answer) if answer["outcome"] != "passed" else self._beyond(node)
-        self._trace.steps.append(
-            (node, "stack", "the node's own packets meet no Service program: they go where it routes")
-        )
-        return self._beyond(node)
+        answer = self._look(node, OWN)
+        return self._finish(answer) if answer["outcome"] != "passed" else self._beyond(node)
 
     def _look(self, node: str, hook: str) -> Answer:
         target = self._target

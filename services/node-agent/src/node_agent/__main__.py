@@ -7,13 +7,14 @@ from pathlib import Path
 import click
 
 from node_agent import nft
-from node_agent.agent import Agent, LoadError, NodeSettings, run_loader, write_whereabouts
+from node_agent.agent import Agent, LoadError, NodeSettings, run_loader
 from node_agent.loader import CACHE
 from node_agent.machine import check
 from node_agent.masquerade import parse_ports
 from node_agent.monitor import Monitor
 from node_agent.status import KernelCollector, routes
 from node_agent.sysctl import enable_forwarding
+from node_agent.whereabouts import write_whereabouts
 from tidegate.records import Keyspace
 from tidegate.records.capacity import DEFAULT, Amount, map_sizes
 from tidegate.runtime.errors import SettingsError

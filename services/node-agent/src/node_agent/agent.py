@@ -1,8 +1,6 @@
 """The agent: what is read from etcd and from the host goes into the maps of this node's kernel."""
 
 import asyncio
-import json
-import os
 import struct
 import sys
 import time
@@ -38,7 +36,7 @@ from tidegate.store import Incomplete, Snapshot, Store, follow_marked
 
 T = TypeVar("T")
 
-SETTING_GENERATION, SETTING_MONITOR, SETTING_SOCKET_NAMESPACE, SETTING_PORTS = 0, 1, 3, 4
+SETTING_GENERATION, SETTING_MONITOR, SETTING_SOCKET_NAMESPACE, SETTING_PORTS, SETTING_NODE_NAMESPACE = 0, 1, 3, 4, 7
 PORT_BLOCKS = 3
 WRITERS = ("endpoint-sync", "policy-sync")
 CHECK = 5.0  # seconds between looks at whether our programs are still where they belong
@@ -138,6 +136,7 @@ class Agent:
         self.tables = Tables({name: self.maps[name].items() for name in ORDER})
         settings = self._settings
         # Before the programs that ask for it.
+        self._set(SETTING_NODE_NAMESPACE, namespace_cookie())
         self._set(SETTING_SOCKET_NAMESPACE, namespace_cookie() if settings.socket_lb == "node" else 0)
         self._set_ports()
         self.attachments = Attachments(self.manifest, settings.bpffs, settings.cgroup, settings.attach)
@@ -383,6 +382,11 @@ class Agent:
         self._set(SETTING_MONITOR, bits)
 
     @property
+    def cgroup(self) -> Path:
+        """Of the pods."""
+        return self._settings.cgroup
+
+    @property
     def full(self) -> dict[str, str]:
         """Map → why what is wanted there is not there."""
         return self._full
@@ -399,20 +403,3 @@ class Agent:
         etcd = {"etcd": self._store.trouble} if self._store.trouble else {}
         hosts = {**self.releaser.problems, **self.upkeep.problems, **self.takeover.problems, **self._routes.problems}
         return {**etcd, **self._ports, **hosts, **ports}
-
-
-def write_whereabouts(settings: NodeSettings, cluster: str, etcd: tuple[str, ...], version: str) -> None:
-    """`agent.json`: where the command finds what belongs to this node."""
-    settings.state.mkdir(parents=True, exist_ok=True)
-    about = {
-        "node": settings.node,
-        "cluster": cluster,
-        "etcd": list(etcd),
-        "bpffs": str(settings.bpffs),
-        "cgroup": str(settings.cgroup),
-        "pid": os.getpid(),
-        "version": version,
-    }
-    beside = settings.state / ".agent.json"
-    beside.write_text(json.dumps(about, indent=1) + "\n")
-    beside.replace(settings.state / "agent.json")

@@ -4,8 +4,11 @@ import ctypes
 import os
 import socket
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
+
+from tidegate.records.addresses import is_ipv4, unpack_address
 
 SO_NETNS_COOKIE = 71  # linux/socket.h
 CLONE_NEWNET = 0x40000000
@@ -53,6 +56,25 @@ def open_namespaces(own: int, pids: Iterable[int]) -> Iterator[int]:
             yield fd
         finally:
             os.close(fd)
+
+
+def cookie_of(address: bytes, cgroup: Path) -> int:
+    """The cookie of the network namespace that has the address (16 bytes, IPv4 mapped): this one, or that of a process
+
+    in the cgroup; 0 where there is none to be seen. The calling thread visits them. Raises OSError.
+    """
+    family = socket.AF_INET if is_ipv4(address) else socket.AF_INET6
+    own = open_own()
+    try:
+        for fd in open_namespaces(own, processes(cgroup)):
+            enter(fd)
+            with suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as asking:
+                asking.bind((unpack_address(address), 0))  # refused where the address is not its own
+                return int.from_bytes(asking.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8), "little")
+        return 0
+    finally:
+        enter(own)
+        os.close(own)
 
 
 @cache

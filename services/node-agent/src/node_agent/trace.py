@@ -4,6 +4,7 @@ Each hook asks the maps as its program does (bpf/include/socket_lb.h, lb.h, netw
 is written: where a program would draw one backend, all that it draws from are named.
 """
 
+import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -35,6 +36,7 @@ class Hook(Enum):
     SOCKET = "socket"
     POD = "from_pod"
     NETWORK = "from_network"
+    OWN = "to_network"  # what the node itself sends
 
 
 class Outcome(Enum):
@@ -47,13 +49,24 @@ class Outcome(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A new connection as a hook sees it. `source` may be unknown (zeroes) at a socket."""
+    """A new connection as a hook sees it. `source` may be unknown (zeroes) at a socket; `cookie` is of the socket's
+
+    network namespace, 0 where that is not known.
+    """
 
     hook: Hook
     source: bytes
     destination: bytes
     port: int
     protocol: int
+    cookie: int = 0
+
+    @property
+    def client(self) -> bytes:
+        """As `affinities` has it: at a socket, where no address is known yet, by the network namespace."""
+        if self.hook is Hook.SOCKET:
+            return struct.pack("=IIII", self.cookie >> 32, self.cookie & 0xFFFFFFFF, 0xFFFFFFFF, 0xFFFFFFFF)
+        return self.source
 
 
 @dataclass(slots=True)
@@ -108,6 +121,8 @@ def walk(kernel: Kernel, question: Question) -> Walk:
         return before
     end = write_end(question.destination, question.port)
     frontend = kernel.get("frontends", addr=question.destination, port=question.port, protocol=question.protocol)
+    if frontend is None and question.hook is Hook.OWN:
+        return found.end(Outcome.PASSED, "it leaves as it is")
     if frontend is None:
         return _without_frontend(kernel, question, found)
     inside = question.hook is not Hook.NETWORK or kernel.endpoint(question.source) is not None
@@ -156,12 +171,17 @@ def _without_frontend(kernel: Kernel, question: Question, found: Walk) -> Walk:
 
 
 def _in_ranges(kernel: Kernel, question: Question, service: int, found: Walk) -> bool:
-    if question.hook is Hook.SOCKET:
+    client = kernel.endpoint(question.source)
+    if question.hook is Hook.SOCKET and not (client is not None and client["flags"] & EP_OWN_NODE):
         found.end(Outcome.UNDECIDED, "it has source ranges: who the client is shows in its packets only")
         return False
     source = unpack_address(question.source)
     if kernel.get("source_ranges", prefix=RANGE_BITS, service=service, addr=question.source) is None:
-        found.end(Outcome.DROPPED, f"{source} is in none of the Service's source ranges", "SOURCE_RANGE")
+        text = f"{source} is in none of the Service's source ranges"
+        if question.hook is Hook.SOCKET:
+            found.end(Outcome.UNDECIDED, f"{text}: its packets will be dropped")
+        else:
+            found.end(Outcome.DROPPED, text, "SOURCE_RANGE")
         return False
     found.steps.append(f"{source} is in the Service's source ranges")
     return True
@@ -176,10 +196,14 @@ def _choose(kernel: Kernel, question: Question, found: Walk) -> Walk:
             if question.hook is Hook.SOCKET:
                 return found.end(Outcome.UNDECIDED, f"{text}: its packets will be dropped")
             return found.end(Outcome.DROPPED, text, "NO_LOCAL_BACKEND")
+        if question.hook is Hook.OWN:
+            return found.end(Outcome.PASSED, "it leaves as it is")
         return found.end(Outcome.REFUSED, "it has no backend", "NO_BACKEND")
+    if question.hook is Hook.OWN:
+        return found.end(Outcome.PASSED, "no socket program has seen the client: it leaves as it is")
     slots = (kernel.slot(selection, index) for index in range(service["count"]))
     found.backends = sorted({slot for slot in slots if slot is not None})
-    if service["affinity_seconds"] and question.hook is not Hook.SOCKET:
+    if service["affinity_seconds"]:
         kept = _affine(kernel, question, selection)
         if kept is not None:
             found.backends = [kept]
@@ -196,7 +220,7 @@ def _choose(kernel: Kernel, question: Question, found: Walk) -> Walk:
 
 def _affine(kernel: Kernel, question: Question, selection: int) -> tuple[bytes, int] | None:
     """The backend that the client stays with, if it still is one."""
-    known = kernel.get("affinities", client=question.source, service=selection)
+    known = kernel.get("affinities", client=question.client, service=selection)
     if known is None or known["expires"] <= kernel.now:
         return None
     slot = kernel.get("slots", service=selection, addr=known["backend"], port=known["port"])

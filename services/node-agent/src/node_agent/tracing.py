@@ -2,10 +2,12 @@
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from node_agent.agent import Agent
 from node_agent.explain import explain_selection
+from node_agent.namespaces import cookie_of
 from node_agent.trace import Hook, Kernel, Outcome, Question, delivery, walk
 from tidegate.records.addresses import pack_address, unpack_address
 
@@ -37,7 +39,10 @@ async def ask(agent: Agent, question: Question, node: str) -> Answer:
     maps = kernel(agent)
 
     def look() -> Answer:
-        found = walk(maps, question)
+        asked = question
+        if question.hook is Hook.SOCKET:
+            asked = replace(question, cookie=cookie_of(question.source, agent.cgroup))
+        found = walk(maps, asked)
         backends = [
             {
                 "address": unpack_address(address),
