@@ -12,9 +12,9 @@ from tests.cli.conftest import DB, IDLE, KEYS, WEB, records
 from tidegate.cli import cluster, tidegate
 from tidegate.cli.cluster import parse
 from tidegate.cli.monitor import line
-from tidegate.cli.policy import Peer, judge
 from tidegate.cli.render import plain, ports
 from tidegate.cli.status import collect
+from tidegate.cli.verdicts import Peer, judge
 from tidegate.records import Direction, Protocol, encode
 from tidegate.records.addresses import pack_address
 
@@ -63,9 +63,9 @@ def test_endpoints(etcd: str) -> None:
 def test_policy_in_words(etcd: str) -> None:
     found = call_json(etcd, "policy", "show", "shop/db-1")
     assert found["isolated"] == "ingress"
-    assert {(rule["ports"], tuple(rule["peers"])) for rule in found["rules"]} == {
-        ("TCP 5432", ("namespace shop: pods app=web",)),
-        ("UDP 8000-8007", ("everybody",)),
+    assert {(rule["ports"], rule["peers"], tuple(rule["policies"])) for rule in found["rules"]} == {
+        ("TCP 5432", "namespace shop: pods app=web", ("shop/db",)),
+        ("UDP 8000-8007", "everybody", ("shop/db",)),
     }
 
 
@@ -74,15 +74,15 @@ def test_policy_in_words(etcd: str) -> None:
     [
         ("shop/web-1", "shop/db-1", ["--port=5432"], True),
         ("shop/web-1", "shop/db-1", ["--port=5433"], False),
-        ("shop/web-1", "shop/db-1", ["--port=8007", "--protocol=udp"], True),
-        ("shop/web-1", "shop/db-1", ["--port=8008", "--protocol=udp"], False),
+        ("shop/web-1", "shop/db-1", ["--port=8007/UDP"], True),
+        ("shop/web-1", "shop/db-1", ["--port=8008/UDP"], False),
         ("shop/db-1", "shop/web-1", ["--port=1"], True),
         ("shop/db-1", "shop/db-1", ["--port=1"], True),
-        ("shop/web-1", "shop/idle-1", [], False),
+        ("shop/web-1", "shop/idle-1", ["--port=80"], False),
     ],
 )
-def test_policy_check(etcd: str, source: str, destination: str, options: list[str], allowed: bool) -> None:
-    result = call(etcd, "policy", "check", source, destination, *options)
+def test_policy_explain(etcd: str, source: str, destination: str, options: list[str], allowed: bool) -> None:
+    result = call(etcd, "policy", "explain", f"--from={source}", f"--to={destination}", *options)
     assert result.exit_code == (0 if allowed else 1)
     assert ("allowed" if allowed else "denied") in result.output.splitlines()[0]
 

@@ -47,6 +47,19 @@ class Documentation:
             return True
         return self.direction("Egress", packet) and self.direction("Ingress", packet)
 
+    def allowing(self, direction: str, packet: Packet) -> set[str]:
+        """The policies, as namespace/name, of which some rule allows it at that end."""
+        ingress = direction == "Ingress"
+        name, peer = (packet.target, packet.source) if ingress else (packet.source, packet.target)
+        subject = self._pods.get(name)
+        return {
+            f"{p['metadata']['namespace']}/{p['metadata']['name']}"
+            for p in (self._isolating(direction, subject) if subject else ())
+            for rule in p["spec"].get(direction.lower()) or ()
+            if self._peers(rule.get("from" if ingress else "to"), p, peer, packet.family)
+            and self._ports(rule.get("ports"), packet)
+        }
+
     def kind(self, packet: Packet) -> tuple[bool, ...]:
         """What is said of it at each end: whether that is isolated, whether some rule is for the peer, and some for the
         port, whether by name, and the verdict."""

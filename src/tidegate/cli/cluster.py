@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -65,14 +66,22 @@ class Cluster:
         subject = self.all(Subject).get((str(identity),))
         return self.all(Rules).get((str(subject.policy),)) if subject else None
 
+    @cached_property
+    def _sets(self) -> dict[int, tuple[set[int], dict[tuple[bytes, int], int]]]:
+        found: dict[int, tuple[set[int], dict[tuple[bytes, int], int]]] = {}
+        for name, record in self.all(PeerShard).items():
+            members, blocks = found.setdefault(int(name[0]), (set(), {}))
+            members.update(record.members)
+            blocks.update({(address, prefix): needed for address, prefix, needed in record.blocks})
+        return found
+
     def members(self, group: int) -> set[int]:
-        shards = (record for name, record in self.all(PeerShard).items() if name[0] == str(group))
-        return {member for shard in shards for member in shard.members}
+        """Identities of a set."""
+        return self._sets.get(group, (set(), {}))[0]
 
     def blocks(self, group: int) -> dict[tuple[bytes, int], int]:
         """Prefixes of a set of blocks → what holds there (records.PeerShard)."""
-        shards = (record for name, record in self.all(PeerShard).items() if name[0] == str(group))
-        return {(address, prefix): needed for shard in shards for address, prefix, needed in shard.blocks}
+        return self._sets.get(group, (set(), {}))[1]
 
     def set_text(self, group: int) -> str:
         if group == 1:
@@ -128,21 +137,22 @@ class UnreadableError(click.ClickException):
     """What etcd says cannot be read; the text says why, and what to do."""
 
 
+async def read_all(settings: CommonSettings) -> Cluster:
+    """Raises StoreError."""
+    keys = Keyspace(settings.cluster)
+    store = EtcdStore(settings)
+    try:
+        snapshot = await store.snapshot(keys.root)
+    finally:
+        await store.close()
+    return parse(keys, snapshot.values, snapshot.revision)
+
+
 def load(common: CommonSettings) -> Cluster:
     """Reads the cluster, or ends the command with a sentence. Raises UnreadableError."""
     settings = resolve(common)
-
-    async def read() -> Cluster:
-        keys = Keyspace(settings.cluster)
-        store = EtcdStore(settings)
-        try:
-            snapshot = await store.snapshot(keys.root)
-        finally:
-            await store.close()
-        return parse(keys, snapshot.values, snapshot.revision)
-
     try:
-        cluster = asyncio.run(read())
+        cluster = asyncio.run(read_all(settings))
     except UnavailableError as error:
         raise UnreadableError(f"{error}. Name etcd with --etcd or TIDEGATE_ETCD") from error
     except StoreError as error:

@@ -6,9 +6,10 @@ import click
 
 from tidegate.cli import render
 from tidegate.cli.cluster import Cluster
-from tidegate.cli.policy import PROTOCOLS
 from tidegate.records import Endpoint, Node, Protocol
 from tidegate.records.addresses import is_ipv4, pack_address, unpack_address, write_end
+
+PROTOCOLS = {"tcp": Protocol.TCP, "udp": Protocol.UDP, "sctp": Protocol.SCTP, "icmp": Protocol.ICMP}
 
 
 @dataclass(frozen=True, slots=True)

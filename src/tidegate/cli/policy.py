@@ -1,30 +1,35 @@
-"""`tidegate policy`: which rules hold for whom, and what they say about two pods."""
+"""`tidegate policy`: which rules hold for whom, what they say about two ends, and what would be otherwise."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
 
 import click
 
 from tidegate.cli import render
-from tidegate.cli.cluster import Cluster, load, reads_cluster
+from tidegate.cli.cluster import Cluster
+from tidegate.cli.ends import PROTOCOLS, Client, find_client
 from tidegate.cli.output import output_option, show_json, show_table
-from tidegate.records import ANY_SET, Direction, Endpoint, Protocol, Rule, Rules, Subject
-from tidegate.records.addresses import is_ipv4
+from tidegate.cli.reach import changes
+from tidegate.cli.sides import Side, Sides
+from tidegate.cli.sources import cluster_from, of_objects, reads_any
+from tidegate.cli.verdicts import by_policies
+from tidegate.records import Endpoint, Protocol, Rules, Service, Subject
+from tidegate.records.addresses import is_ipv4, unpack_address
 from tidegate.runtime.settings import CommonSettings
-
-PROTOCOLS = {"tcp": Protocol.TCP, "udp": Protocol.UDP, "sctp": Protocol.SCTP, "icmp": Protocol.ICMP}
 
 
 @click.group()
 def policy() -> None:
-    """NetworkPolicies as compiled: who is isolated, what is allowed, and why."""
+    """NetworkPolicies as compiled: who is isolated, what is allowed, why, and what a change would do."""
 
 
 @policy.command(name="list")
-@reads_cluster
+@reads_any
 @output_option
-def list_(common: CommonSettings, output: str) -> None:
+def list_(common: CommonSettings, snapshot: Path | None, manifests: Sequence[Path], output: str) -> None:
     """All rules in force, and how many identities each of them is for."""
-    cluster = load(common)
+    cluster = cluster_from(common, snapshot, manifests)
     users: dict[int, int] = {}
     for subject in cluster.all(Subject).values():
         users[subject.policy] = users.get(subject.policy, 0) + 1
@@ -64,12 +69,12 @@ def endpoint(cluster: Cluster, name: str) -> Endpoint:
 
 
 @policy.command()
-@reads_cluster
+@reads_any
 @click.argument("pod")
 @output_option
-def show(common: CommonSettings, pod: str, output: str) -> None:
+def show(common: CommonSettings, snapshot: Path | None, manifests: Sequence[Path], pod: str, output: str) -> None:
     """The rules that hold for POD (NAMESPACE/NAME), in words."""
-    cluster = load(common)
+    cluster = cluster_from(common, snapshot, manifests)
     rules = cluster.rules_of(endpoint(cluster, pod).identity)
     if rules is None:
         raise click.ClickException(f"no rules have been made for {pod} yet: it is closed until they are")
@@ -77,96 +82,156 @@ def show(common: CommonSettings, pod: str, output: str) -> None:
         {
             "direction": render.DIRECTIONS[rule.direction],
             "ports": render.ports(rule.protocol, rule.port, rule.prefix),
-            "peers": [cluster.set_text(group) for group in (*rule.sets, rule.blocks) if group],
+            "peers": cluster.set_text(group),
+            "policies": list(policies),
         }
         for rule in rules.rules
+        for group, policies in by_policies(rules, rule)
     ]
     if output == "json":
         show_json({"policies": list(rules.policies), "isolated": _isolated(rules), "rules": rows})
         return
     click.echo(f"policies: {' '.join(rules.policies) or 'none'}\nisolated: {_isolated(rules)}\n")
     if rows:
-        show_table(("allowed", "ports", "peers"), ((r["direction"], r["ports"], "; ".join(r["peers"])) for r in rows))
+        show_table(
+            ("allowed", "ports", "peers", "by"),
+            ((r["direction"], r["ports"], r["peers"], " ".join(r["policies"])) for r in rows),
+        )
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    allowed: bool
-    why: str
-
-
-@dataclass(frozen=True, slots=True)
-class Peer:
-    """Rules see a peer by its identity and its address."""
-
-    identity: int
-    address: bytes
-
-
-def judge(cluster: Cluster, subject: int, peer: Peer, direction: Direction, protocol: int, port: int) -> Verdict:
-    """What the subject's rules say about a peer, as the datapath looks them up. Pure."""
-    rules = cluster.rules_of(subject)
-    if rules is None:
-        return Verdict(False, "its rules have not been made yet")
-    isolated = rules.ingress_isolated if direction == Direction.INGRESS else rules.egress_isolated
-    if not isolated:
-        return Verdict(True, f"no policy isolates its {render.DIRECTIONS[direction]}")
-    for rule in rules.rules:
-        if rule.direction != direction or not _covers(rule, protocol, port):
-            continue
-        for group in filter(None, (*rule.sets, rule.blocks)):
-            if is_in(cluster, group, peer):
-                ports = render.ports(rule.protocol, rule.port, rule.prefix)
-                return Verdict(True, f"allowed: {ports} for {cluster.set_text(group)} ({' '.join(rules.policies)})")
-    return Verdict(False, f"isolated by {' '.join(rules.policies)}, and nothing allows it")
-
-
-def is_in(cluster: Cluster, group: int, peer: Peer) -> bool:
-    if group == ANY_SET or peer.identity in cluster.members(group):
-        return True
-    number = int.from_bytes(peer.address, "big")
-    around = [
-        (prefix, needed)
-        for (start, prefix), needed in cluster.blocks(group).items()
-        if (number ^ int.from_bytes(start, "big")) >> (128 - prefix) == 0
-    ]
-    return bool(around) and is_in(cluster, max(around)[1], peer)
-
-
-def _covers(rule: Rule, protocol: int, port: int) -> bool:
-    if rule.protocol == Protocol.ANY:
-        return True
-    return rule.protocol == protocol and port >> (16 - rule.prefix) == rule.port >> (16 - rule.prefix)
+def read_port(text: str) -> tuple[int, int]:
+    """`80`, `53/UDP`, `ICMP` as protocol and port. Raises ClickException."""
+    number, _, name = text.partition("/")
+    if text.lower() in PROTOCOLS and not name:
+        number, name = "0", text
+    protocol = PROTOCOLS.get((name or "tcp").lower())
+    ported = protocol not in (None, Protocol.ICMP)
+    if protocol is None or not number.isdecimal() or not (not ported or 1 <= int(number) <= 65535):
+        raise click.ClickException(f"--port {text}: write a port and a protocol, as in 80/TCP, 53/UDP, or ICMP")
+    return protocol, int(number) if ported else 0
 
 
 @policy.command()
-@reads_cluster
-@click.argument("source")
-@click.argument("destination")
-@click.option("--port", default=80, type=click.IntRange(0, 65535), show_default=True)
-@click.option("--protocol", type=click.Choice(list(PROTOCOLS)), default="tcp", show_default=True)
+@reads_any
+@click.option("--from", "source", required=True, help="A pod (NAMESPACE/NAME), a node, or an address.")
+@click.option("--to", "target", required=True, help="The same; of a Service, name a backend.")
+@click.option("--port", required=True, help="PORT[/PROTOCOL], or ICMP; TCP if nothing else is said.")
+@output_option
 @click.pass_context
-def check(
-    context: click.Context, common: CommonSettings, source: str, destination: str, port: int, protocol: str
+def explain(
+    context: click.Context,
+    common: CommonSettings,
+    snapshot: Path | None,
+    manifests: Sequence[Path],
+    source: str,
+    target: str,
+    port: str,
+    output: str,
 ) -> None:
-    """Whether pod SOURCE may open a connection to pod DESTINATION, and why. Exits with 1 where it may not."""
-    cluster = load(common)
-    client, server = endpoint(cluster, source), endpoint(cluster, destination)
-    number = PROTOCOLS[protocol]
-    source_address, destination_address = _addresses(client, server)
-    at, by = Peer(server.identity, destination_address), Peer(client.identity, source_address)
-    out = judge(cluster, client.identity, at, Direction.EGRESS, number, port)
-    into = judge(cluster, server.identity, by, Direction.INGRESS, number, port)
-    allowed = source == destination or (out.allowed and into.allowed)
-    click.echo(f"{source} -> {destination} {protocol.upper()} {port}: {'allowed' if allowed else 'denied'}")
-    click.echo(f"  egress of {source}: {out.why}\n  ingress of {destination}: {into.why}")
+    """What the policies of each side say to a new connection, and which rules are behind it: from the records alone.
+
+    Exits with 1 where it is denied.
+    """
+    protocol, number = read_port(port)
+    cluster = cluster_from(common, snapshot, manifests)
+    client, server = find_client(cluster, source, None), find_client(cluster, target, None)
+    _is_no_service(cluster, server)
+    address = _meeting(client, server)
+    own = client.address(address)
+    sides = Sides(cluster, client, own, protocol).judge(address, number, client.node, False)
+    allowed = all(side.allowed for side in sides)
+    if output == "json":
+        ends = {"from": unpack_address(own), "to": unpack_address(address)}
+        show_json(
+            {
+                **ends,
+                "protocol": render.protocol(protocol),
+                "port": number,
+                "allowed": allowed,
+                "sides": [asdict(side) for side in sides],
+            }
+        )
+    else:
+        where = render.protocol(protocol) if protocol == Protocol.ICMP else f"{render.protocol(protocol)} {number}"
+        click.echo(f"{client.name} -> {server.name} {where}: {'allowed' if allowed else 'denied'}")
+        for side in sides or [_nobody(own == address)]:
+            click.echo(f"  {side.rules}: allowed by" if side.grounds else f"  {side.text}")
+            for ground in side.grounds:
+                click.echo(f"    {ground.text}")
     context.exit(0 if allowed else 1)
 
 
-def _addresses(client: Endpoint, server: Endpoint) -> tuple[bytes, bytes]:
-    """Those by which the two meet: of one family, the first that both have. Raises ClickException."""
-    for server_address in server.addresses:
-        for address in client.addresses:
-            if is_ipv4(address) == is_ipv4(server_address):
-                return address, server_address
-    raise click.ClickException("the two have no addresses of one family")
+def _nobody(itself: bool) -> Side:
+    return Side("policies", True, "", "a pod reaches itself" if itself else "neither end is a pod")
+
+
+def _meeting(client: Client, server: Client) -> bytes:
+    """An address of the server of a family that the client has. Raises ClickException."""
+    for address in server.addresses:
+        if any(is_ipv4(own) == is_ipv4(address) for own in client.addresses):
+            return address
+    raise click.ClickException(f"{client.name} and {server.name} have no addresses of one family")
+
+
+def _is_no_service(cluster: Cluster, server: Client) -> None:
+    for name, service in cluster.all(Service).items():
+        if set(server.addresses) & {*service.cluster_ips, *service.external_ips, *service.load_balancer_ips}:
+            hint = "policies see the backend: name that, or ask tidegate services trace"
+            raise click.ClickException(f"{server.name} is an address of the Service {'/'.join(name)}; {hint}")
+
+
+_PATH = click.Path(path_type=Path, exists=True)
+
+
+@policy.command()
+@reads_any
+@click.option("--change", type=_PATH, multiple=True, help="With --manifests: these objects in addition, or in place.")
+@click.option("--to-etcd-snapshot", type=_PATH, help="What it is to become: a snapshot of etcd.")
+@click.option("--to-manifests", type=_PATH, multiple=True, help="What it is to become: all objects in files.")
+@output_option
+@click.pass_context
+def diff(
+    context: click.Context,
+    common: CommonSettings,
+    snapshot: Path | None,
+    manifests: Sequence[Path],
+    change: Sequence[Path],
+    to_etcd_snapshot: Path | None,
+    to_manifests: Sequence[Path],
+    output: str,
+) -> None:
+    """Who reaches whom otherwise than now, if a change were made. Exits with 1 where anything differs.
+
+    Looked at are pods that are there in both states, the nodes, and an address of each ipBlock and of none.
+    """
+    if bool(change) + bool(to_etcd_snapshot) + bool(to_manifests) != 1:
+        raise click.UsageError("name what it is to become: one of --change, --to-etcd-snapshot, --to-manifests")
+    if change and not manifests:
+        raise click.UsageError("--change needs --manifests: etcd does not hold the objects that rules are made of")
+    before = cluster_from(common, snapshot, manifests)
+    after = (
+        of_objects((*manifests, *change), common.cluster)
+        if change
+        else cluster_from(common, to_etcd_snapshot, to_manifests)
+    )
+    found = changes(before, after)
+    rows = [
+        {
+            "from": each.source,
+            "to": each.target,
+            "opened": str(each.opened) if each.opened else "",
+            "closed": str(each.closed) if each.closed else "",
+            "isolated_by": list(each.policies),
+        }
+        for each in found
+    ]
+    if output == "json":
+        show_json(rows)
+    elif rows:
+        show_table(
+            ("from", "to", "opened", "closed", "isolated by"),
+            ((r["from"], r["to"], r["opened"], r["closed"], " ".join(r["isolated_by"])) for r in rows),
+        )
+    else:
+        click.echo("everybody reaches whom they reached before")
+    context.exit(1 if rows else 0)

@@ -1,10 +1,10 @@
 """What the policies on both sides of a connection say to it, as the programs judge it. Pure."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tidegate.cli.cluster import Cluster, Name
 from tidegate.cli.ends import Client, node_with
-from tidegate.cli.policy import Peer, judge
+from tidegate.cli.verdicts import Ground, Peer, judge
 from tidegate.records import IDENTITY_NODE, IDENTITY_REMOTE_NODE, IDENTITY_WORLD, Direction, Endpoint, Node
 from tidegate.records.addresses import is_ipv4, unpack_address
 
@@ -19,6 +19,7 @@ class Side:
     allowed: bool
     reason: str
     why: str
+    grounds: tuple[Ground, ...] = ()
 
     @property
     def text(self) -> str:
@@ -61,7 +62,7 @@ class Sides:
         peer = self._masquerading(node) if masqueraded else self._peer(self._source, pod.node)
         found = self._side(name, pod, peer, Direction.INGRESS, port)
         seen = f"{found.rules}, as a connection of {node}" if masqueraded else found.rules
-        return Side(seen, found.allowed, found.reason, found.why)
+        return replace(found, rules=seen)
 
     def _masquerading(self, node: str) -> Peer:
         """A client that is known by that node's address."""
@@ -72,7 +73,8 @@ class Sides:
     def _side(self, name: Name, pod: Endpoint, peer: Peer, direction: Direction, port: int) -> Side:
         verdict = judge(self._cluster, pod.identity, peer, direction, self._protocol, port)
         rules = f"{'ingress' if direction == Direction.INGRESS else 'egress'} of {'/'.join(name)}"
-        return Side(rules, verdict.allowed, "" if verdict.allowed else REASONS[direction], verdict.why)
+        reason = "" if verdict.allowed else REASONS[direction]
+        return Side(rules, verdict.allowed, reason, verdict.why, verdict.grounds)
 
     def _peer(self, address: bytes, seen_by: str) -> Peer:
         pod = self.pod_with(address)

@@ -1,0 +1,96 @@
+"""What the rules in the records say about a peer, as the programs look them up, and the policies behind it. Pure."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from tidegate.cli import render
+from tidegate.cli.cluster import Cluster
+from tidegate.records import ANY_SET, Direction, Protocol, Rule, Rules
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Rules see a peer by its identity and its address."""
+
+    identity: int
+    address: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """A rule that allows the peer, and the policies that say so."""
+
+    ports: str
+    peers: str
+    policies: tuple[str, ...]
+
+    @property
+    def text(self) -> str:
+        return f"{', '.join(self.policies)}: {self.ports} for {self.peers}"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    allowed: bool
+    why: str
+    policies: tuple[str, ...] = ()  # that isolate
+    grounds: tuple[Ground, ...] = ()
+
+
+def judge(cluster: Cluster, subject: int, peer: Peer, direction: Direction, protocol: int, port: int) -> Verdict:
+    """What the subject's rules say."""
+    rules = cluster.rules_of(subject)
+    if rules is None:
+        return Verdict(False, "its rules have not been made yet")
+    if not is_isolated(rules, direction):
+        return Verdict(True, f"no policy isolates its {render.DIRECTIONS[direction]}")
+    grounds = tuple(_grounds(cluster, rules, peer, direction, protocol, port))
+    if grounds:
+        return Verdict(True, "; ".join(ground.text for ground in grounds), rules.policies, grounds)
+    return Verdict(False, f"isolated by {', '.join(rules.policies)}, and nothing allows it", rules.policies)
+
+
+def is_isolated(rules: Rules, direction: int) -> bool:
+    return rules.ingress_isolated if direction == Direction.INGRESS else rules.egress_isolated
+
+
+def covers(rule: Rule, protocol: int, port: int) -> bool:
+    if rule.protocol == Protocol.ANY:
+        return True
+    return rule.protocol == protocol and port >> (16 - rule.prefix) == rule.port >> (16 - rule.prefix)
+
+
+def sets_of(rule: Rule) -> Iterable[int]:
+    """What the programs ask: the sets of identities, and that of blocks."""
+    return filter(None, (*rule.sets, rule.blocks))
+
+
+def is_in(cluster: Cluster, group: int, peer: Peer) -> bool:
+    if group == ANY_SET or peer.identity in cluster.members(group):
+        return True
+    number = int.from_bytes(peer.address, "big")
+    around = [
+        (prefix, needed)
+        for (start, prefix), needed in cluster.blocks(group).items()
+        if (number ^ int.from_bytes(start, "big")) >> (128 - prefix) == 0
+    ]
+    return bool(around) and is_in(cluster, max(around)[1], peer)
+
+
+def _grounds(
+    cluster: Cluster, rules: Rules, peer: Peer, direction: Direction, protocol: int, port: int
+) -> Iterable[Ground]:
+    for rule in rules.rules:
+        if rule.direction != direction or not covers(rule, protocol, port):
+            continue
+        ports = render.ports(rule.protocol, rule.port, rule.prefix)
+        for group, policies in by_policies(rules, rule):
+            if is_in(cluster, group, peer):
+                yield Ground(ports, cluster.set_text(group), policies)
+
+
+def by_policies(rules: Rules, rule: Rule) -> list[tuple[int, tuple[str, ...]]]:
+    """Sets of the rule, and the policies that allow them."""
+    if not rule.grounds:
+        return [(group, rules.policies) for group in sets_of(rule)]
+    return [(ground.set, tuple(rules.policies[place] for place in ground.policies)) for ground in rule.grounds]
