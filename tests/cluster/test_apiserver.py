@@ -1,6 +1,7 @@
 """The playground's API server, by real kubectl."""
 
 import asyncio
+import contextlib
 import json
 import subprocess
 from collections.abc import AsyncIterator
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from playground.apiserver.kinds import CONFIG_MAP, StatusError
 from playground.apiserver.patch import json_patch, merge, strategic
+from playground.apiserver.protobuf import MAGIC, read_object
 from playground.apiserver.routes import Server, serve
 from playground.apiserver.selectors import label_selector
 from playground.apiserver.storage import Storage
@@ -100,6 +102,57 @@ async def test_apply_takes_away_what_is_no_longer_named(kube: Kubectl) -> None:
     assert json.loads(await kube("get", "cm", "m", "-o", "json"))["data"] == {"a": "3"}
     await kube("apply", "--server-side", "-f", "-", text=json.dumps({**first, "data": {"c": "4"}}))
     assert json.loads(await kube("get", "cm", "m", "-o", "json"))["data"] == {"a": "3", "c": "4"}
+
+
+async def test_create_which_kubectl_sends_in_protobuf(kube: Kubectl) -> None:
+    await kube("create", "namespace", "made")
+    await kube("create", "configmap", "m", "-n", "made", "--from-literal=a=b", "--from-literal=c=")
+    assert json.loads(await kube("get", "cm", "m", "-n", "made", "-o", "json"))["data"] == {"a": "b", "c": ""}
+    await kube("create", "service", "nodeport", "s", "-n", "made", "--tcp=80:web", "--node-port=30123")
+    service = json.loads(await kube("get", "service", "s", "-n", "made", "-o", "json"))
+    (port,) = service["spec"]["ports"]
+    assert (service["spec"]["type"], service["spec"]["selector"]) == ("NodePort", {"app": "s"})
+    assert (port["port"], port["targetPort"], port["nodePort"], port["protocol"]) == (80, "web", 30123, "TCP")
+
+
+@given(st.binary(max_size=60))
+def test_what_is_no_protobuf(raw: bytes) -> None:
+    for body in (raw, MAGIC + raw):
+        with contextlib.suppress(StatusError):
+            read_object(body)
+
+
+CORE = "/api/v1/namespaces/default"
+MISTYPED: list[tuple[str, Any]] = [
+    (f"{CORE}/pods", {"metadata": "x"}),
+    (f"{CORE}/pods", {"metadata": {"name": 5}}),
+    (f"{CORE}/pods", {"metadata": {"name": "x", "labels": ["a"]}}),
+    (f"{CORE}/pods", {"metadata": {"name": "x"}, "spec": "x"}),
+    (f"{CORE}/pods", {"metadata": {"name": "x"}, "spec": {"containers": {"a": 1}}}),
+    (f"{CORE}/pods", {"metadata": {"name": "x"}, "spec": {"containers": [{"name": "c", "ports": [80]}]}}),
+    (f"{CORE}/services", {"metadata": {"name": "x"}, "spec": {"ports": 80}}),
+    (f"{CORE}/services", {"metadata": {"name": "x"}, "spec": {"ports": [{"port": "80"}]}}),
+    (f"{CORE}/services", {"metadata": {"name": "x"}, "spec": {"ports": [{"port": 80}], "selector": "a"}}),
+    (f"{CORE}/services", {"metadata": {"name": "x"}, "spec": {"ports": [{"port": 80}], "externalIPs": "a"}}),
+    (f"{CORE}/configmaps", {"metadata": {"name": "x"}, "data": ["a"]}),
+    ("/api/v1/namespaces", {"metadata": ["x"]}),
+    ("/api/v1/nodes", {"metadata": {"name": "x"}, "spec": {"podCIDRs": "a"}}),
+    ("/apis/discovery.k8s.io/v1/namespaces/default/endpointslices", {"metadata": {"name": "x"}, "endpoints": "a"}),
+    ("/apis/networking.k8s.io/v1/namespaces/default/networkpolicies", {"metadata": {"name": "x"}, "spec": []}),
+]
+
+
+@pytest.mark.parametrize(("path", "item"), MISTYPED)
+async def test_what_is_no_object_of_its_kind_is_refused(api: KubeClient, path: str, item: Any) -> None:
+    with pytest.raises(ApiError, match="cannot be handled as a"):
+        await api.create(path, item)
+
+
+async def test_an_object_does_not_become_one(api: KubeClient) -> None:
+    await api.create(f"{CORE}/configmaps", {"metadata": {"name": "m"}})
+    with pytest.raises(ApiError) as refused:
+        await api.merge(f"{CORE}/configmaps/m", {"data": ["a"]})
+    assert refused.value.code == 400
 
 
 RANGES = "10.96.0.0/16,fd96::/112"

@@ -22,6 +22,7 @@ from playground.apiserver.kinds import (
 )
 from playground.apiserver.patch import json_patch, merge, strategic
 from playground.apiserver.storage import Key, Storage
+from playground.apiserver.typed import check_types
 from playground.apiserver.validation import validate
 
 SYSTEM_NAMESPACES = ("default", "kube-system", "kube-public", "kube-node-lease")
@@ -50,6 +51,7 @@ class Actions:
         return found
 
     def create(self, kind: Kind, namespace: str, item: Object, dry_run: bool = False) -> Object:
+        self._check_types(kind, item)
         metadata = item.setdefault("metadata", {})
         if kind.namespaced:
             if metadata.setdefault("namespace", namespace) != namespace:
@@ -75,18 +77,24 @@ class Actions:
         if found["metadata"].get("deletionTimestamp"):
             raise StatusError(403, "Forbidden", f"namespace {namespace} is being terminated")
 
+    def _check_types(self, kind: Kind, item: Any) -> None:
+        if self._checked:
+            check_types(kind, item)
+
     def _check(self, kind: Kind, item: Object) -> None:
         if self._checked:
             validate(kind, item)
 
     def replace(self, kind: Kind, key: Key, item: Object, status: bool, dry_run: bool = False) -> Object:
         before = self.read(kind, key)
+        self._check_types(kind, item)
         wanted = (item.get("metadata") or {}).get("resourceVersion")
         if wanted and wanted != before["metadata"]["resourceVersion"]:
             raise conflict(kind, key[1])
         return self._store(kind, before, item, status, dry_run)
 
     def _store(self, kind: Kind, before: Object, item: Object, status: bool, dry_run: bool) -> Object:
+        self._check_types(kind, item)
         if status:
             item = {**before, "status": item.get("status", {})}
         elif kind.status and "status" in before:

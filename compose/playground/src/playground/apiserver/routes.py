@@ -13,6 +13,7 @@ from aiohttp import web
 from playground.apiserver import discovery
 from playground.apiserver.actions import Actions
 from playground.apiserver.kinds import BY_PATH, Kind, Object, StatusError, not_found
+from playground.apiserver.protobuf import read_object
 from playground.apiserver.selectors import Match, field_selector, label_selector
 from playground.apiserver.storage import DELETED, Event, Storage
 from playground.apiserver.tables import table
@@ -224,7 +225,7 @@ def _continued(token: str) -> tuple[str, list[str]]:
 
 def _body(request: web.Request, raw: bytes) -> Object:
     if "protobuf" in request.content_type:
-        raise StatusError(415, "UnsupportedMediaType", "the body is protobuf; this server takes JSON")
+        return read_object(raw)
     found = json.loads(raw)
     if not isinstance(found, dict):
         raise StatusError(400, "BadRequest", "the body is no object")
