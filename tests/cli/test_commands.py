@@ -1,7 +1,9 @@
 """The command against a real etcd."""
 
 import json
+import os
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +11,11 @@ import pytest
 from click.testing import CliRunner, Result
 from tests.cli.conftest import DB, IDLE, KEYS, WEB, records
 
-from tidegate.cli import cluster, tidegate
+from tidegate.cli import cluster
 from tidegate.cli.cluster import parse
 from tidegate.cli.monitor import line
 from tidegate.cli.render import plain, ports
+from tidegate.cli.root import tidegate
 from tidegate.cli.status import collect
 from tidegate.cli.verdicts import Peer, judge
 from tidegate.records import Direction, Protocol, encode
@@ -247,3 +250,12 @@ def test_an_event_in_one_line() -> None:
     assert "POLICY_INGRESS" in text
     assert "shop/web-1(10.1.0.2:40000) -> 10.1.0.3:5432" in text
     assert "7 events lost" in line({"node": "n1", "lost": 7}, {}).plain
+
+
+def test_an_interrupt_while_it_is_being_read_is_no_traceback(tmp_path: Path) -> None:
+    """Sent by the first module that it reads, as a terminal would send it."""
+    (tmp_path / "click.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    script = "import tidegate.cli; tidegate.cli.main()"
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (130, "")

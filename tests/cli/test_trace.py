@@ -8,9 +8,9 @@ import pytest
 from click.testing import CliRunner
 from tests.cli.conftest import DB, KEYS, records
 
-from tidegate.cli import tidegate
 from tidegate.cli.cluster import Cluster, parse
 from tidegate.cli.ends import Client, find_client, read_target
+from tidegate.cli.root import tidegate
 from tidegate.cli.trace import Answer, Trace, Tracer
 from tidegate.records import Endpoint, Node, Rules, Subject, encode
 from tidegate.records.addresses import pack_address

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from tests.cluster.conftest import Cluster
 
 from playground.layout import EXTERNAL_ADDRESS, EXTERNAL_ADDRESS6
-from tidegate.cli import tidegate
+from tidegate.cli.root import tidegate
 
 pytestmark = [pytest.mark.root, pytest.mark.cluster, pytest.mark.timeout(300)]
 

@@ -1,4 +1,4 @@
-"""The `tidegate` command: looks at etcd and at the agents of this machine, and changes nothing."""
+"""The `tidegate` command with all that belongs to it."""
 
 from importlib.metadata import entry_points
 
@@ -43,7 +43,3 @@ for command in (
     commands.version,
 ):
     tidegate.add_command(command)
-
-
-def main() -> None:
-    tidegate(prog_name="tidegate")

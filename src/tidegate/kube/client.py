@@ -43,6 +43,8 @@ class KubeClient:
     def __init__(self, configuration: Configuration) -> None:
         self._configuration = configuration
         self._server = str(configuration.host).rstrip("/")
+        # What the server's certificate is for, where that is not the name in its address (kubeconfig: tls-server-name).
+        self._tls_name: str | None = getattr(configuration, "tls_server_name", None)
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(ssl=_tls(configuration), limit=0),
             trust_env=True,
@@ -122,7 +124,12 @@ class KubeClient:
         try:
             headers = await self._headers()
             async with self._session.get(
-                self._server + path, params=query, headers=headers, timeout=timeout, proxy=self._configuration.proxy
+                self._server + path,
+                params=query,
+                headers=headers,
+                timeout=timeout,
+                proxy=self._configuration.proxy,
+                server_hostname=self._tls_name,
             ) as response:
                 if response.status == 410:
                     raise GoneError(await response.text())
@@ -152,6 +159,7 @@ class KubeClient:
                 headers={**await self._headers(), "Content-Type": content_type},
                 timeout=timeout,
                 proxy=self._configuration.proxy,
+                server_hostname=self._tls_name,
             ) as response:
                 answer = await response.read()
         except ERRORS as error:
