@@ -2,6 +2,7 @@
 
 import errno
 import socket
+import struct
 import subprocess
 import time
 from collections.abc import Iterator
@@ -471,6 +472,25 @@ def test_ports_of_ended_connections_are_soon_free(tcx_masked: Cluster) -> None:
         return bool(left <= 31)
 
     wait_for("its entry ends soon", ends_soon)
+
+
+def test_a_port_that_is_used_again_is_a_new_connection(tcx_masked: Cluster) -> None:
+    """It has the old one's entry, and not its end."""
+    node, a = tcx_masked.nodes[0], pod(tcx_masked, "a")
+    with Server(outside(tcx_masked), 8080) as server:
+        for last in (False, True):
+            with client(a) as connection:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                connection.bind((a.address, 4323))
+                connection.connect((outside_address(), 8080))
+                with server.accept() as accepted:
+                    accepted.sendall(b"x")
+                    assert connection.recv(10) == b"x"
+                    (entry,) = node.programs.maps["masqueraded"].items()
+                    if not last:
+                        # Reset: no TIME_WAIT keeps the port.
+                        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                    assert entry[1]["expires"] - time.monotonic() > 1000
 
 
 def test_what_has_no_ports_goes_one_client_at_a_time(tcx_masked: Cluster) -> None:
