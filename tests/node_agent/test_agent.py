@@ -4,6 +4,8 @@ import asyncio
 import contextlib
 import json
 import os
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -517,3 +519,16 @@ def test_status_and_events_over_http(run: Run) -> None:
                 await until("that nothing is", unheard)
 
     run(work)
+
+
+def test_a_bad_size_of_a_map_is_refused_before_anything_changes(
+    network: Network, bpffs: Path, tmp_path: Path, cgroup: Path
+) -> None:
+    where = [f"--bpffs={bpffs / 'refused'}", f"--state={tmp_path}", f"--cache={COMPILED}", f"--cgroup={cgroup}"]
+    command = [sys.executable, "-m", "node_agent", f"--node={OWN}", *where, "--map-size=nonsense=1"]
+    with network.node.entered():
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "there is no such map" in done.stderr
+    assert network.node.run("nft", "list", "tables") == ""
+    assert not (bpffs / "refused" / "maps").exists()

@@ -16,7 +16,7 @@ from tests.node_agent.conftest import SIZES
 from tests.node_agent.netns import PATIENCE, Namespace, Network
 
 from node_agent import links
-from node_agent.attach import POD_PROGRAMS, UPLINK_PROGRAMS, Attachments, Devices
+from node_agent.attach import HANDLE, POD_PROGRAMS, PRIORITY, UPLINK_PROGRAMS, Attachments, Devices
 from node_agent.loader import Manifest, read_manifest
 from node_agent.loader.source import find_source
 from node_agent.syscall import bpf
@@ -219,13 +219,22 @@ def test_clsact_filters_stand_once_on_each_hook(attachments: Open, network: Netw
             assert sorted(found, key=str) == sorted(expected, key=str)
 
 
-def test_a_removed_clsact_filter_is_put_back(attachments: Open, network: Network) -> None:
+def test_a_removed_clsact_filter_is_put_back(attachments: Open, network: Network, loaded: Loaded) -> None:
+    """Also where only one of them is gone, or another program stands in its place."""
     opened = attachments("clsact")
     attach(opened, network)
-    network.node.run("tc", "qdisc", "del", "dev", "vethpod", "clsact")
-    assert filters(network.node, "vethpod", "egress") == []
-    attach(opened, network)
-    assert len(filters(network.node, "vethpod", "egress")) == 2
+    expected = filters(network.node, "vethpod", "egress")
+    assert len(expected) == 2
+    one = ["dev", "vethpod", "egress", "prio", str(PRIORITY), "handle", hex(HANDLE), "bpf"]
+    other = ["da", "pinned", loaded.manifest.programs["from_network"].path]
+    steps = (["qdisc", "del", "dev", "vethpod", "clsact"], ["filter", "del", *one], ["filter", "replace", *one, *other])
+    for repairs, command in zip((4, 5, 6), steps, strict=True):
+        network.node.run("tc", *command)
+        assert filters(network.node, "vethpod", "egress") != expected
+        attach(opened, network)
+        assert filters(network.node, "vethpod", "egress") == expected
+        attach(opened, network)
+        assert opened.repairs == repairs
 
 
 def test_filters_of_others_stay(attachments: Open, network: Network, loaded: Loaded) -> None:

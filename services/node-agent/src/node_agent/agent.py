@@ -197,8 +197,7 @@ class Agent:
             await asyncio.sleep(CHECK)
             await self.upkeep.look()
             await self.takeover.look()
-            if self.attachments.tcx:  # links tell cheaply what they hold; filters do not
-                self.attachments.devices.clear()
+            self.attachments.devices.clear()
             await self.in_worker(self.attachments.attach_cgroup)
             await self.in_worker(self._set_ports)
             self.changed()

@@ -10,7 +10,7 @@ from pathlib import Path
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from node_agent import links
+from node_agent import filters, links
 from node_agent.loader import Manifest, prune
 
 # Program → hook. Those for IPv6 first: an earlier version's IPv4 program may be what refuses all IPv6.
@@ -24,7 +24,6 @@ UPLINK_PROGRAMS = {
 
 # clsact: our places among the filters of others, the same at each replacement.
 PRIORITY, HANDLE, HANDLE6 = 1, 0x7467, 0x7468
-_PARENT = {"ingress": 0xFFFFFFF2, "egress": 0xFFFFFFF3}
 _ALL_PROTOCOLS = 3  # ETH_P_ALL
 _DIRECT_ACTION = 1  # TCA_BPF_FLAG_ACT_DIRECT
 
@@ -44,7 +43,7 @@ class Devices:
 
 
 class Attachments:
-    """Blocking. `repairs` counts links that were found without our program, or gone."""
+    """Blocking. `repairs` counts links and filters that were found without our program, or gone."""
 
     def __init__(self, manifest: Manifest, bpffs: Path, cgroup: Path, mode: str) -> None:
         self._bpffs = bpffs
@@ -58,6 +57,7 @@ class Attachments:
         self.tcx = mode == "tcx" or (mode == "auto" and links.has_tcx(self._fds["to_pod"]))
         self.repairs = 0
         self.devices: dict[int, str] = {}
+        self._filtered: set[int] = set()  # devices that have had their filters since the start
 
     def close(self) -> None:
         for fd in self._fds.values():
@@ -100,13 +100,17 @@ class Attachments:
         for program, hook in programs.items():
             if self.tcx:
                 self._link(f"tcx_{index}_{program}", program, index, f"tcx_{hook}", index)
-            else:
+            elif filters.programs(index, hook).get(_handle(program)) != self._ids[program]:
+                self.repairs += index in self._filtered
                 self._filter(index, hook, program)
+        if not self.tcx:
+            self._filtered.add(index)
         self.devices[index] = name
 
     def forget_device(self, index: int) -> None:
         """The device is gone, and the kernel has let go of its programs."""
         self.devices.pop(index, None)
+        self._filtered.discard(index)
         for path in self._links.glob(f"tcx_{index}_*"):
             path.unlink()
 
@@ -156,11 +160,15 @@ class Attachments:
                 "replace-filter",
                 "bpf",
                 index=index,
-                handle=HANDLE6 if program.endswith("6") else HANDLE,
-                parent=_PARENT[hook],
+                handle=_handle(program),
+                parent=filters.PARENT[hook],
                 prio=PRIORITY,
                 protocol=_ALL_PROTOCOLS,
                 fd=self._fds[program],
                 name=f"tidegate_{program}",
                 flags=_DIRECT_ACTION,
             )
+
+
+def _handle(program: str) -> int:
+    return HANDLE6 if program.endswith("6") else HANDLE

@@ -6,10 +6,9 @@ pyroute2's classes take 0.4 ms for a connection, this 0.03: a node may have some
 import errno
 import socket
 import struct
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from node_agent.netlinkraw import change, connect, dump
+from node_agent.netlinkraw import ATTRIBUTE, attributes, change, connect, dump
 from tidegate.records.addresses import MAPPED
 
 NETLINK_NETFILTER = 12
@@ -18,10 +17,9 @@ CTA_TUPLE_ORIG, CTA_TUPLE_REPLY, CTA_STATUS, CTA_TIMEOUT, CTA_MARK, CTA_MARK_MAS
 CTA_TUPLE_IP, CTA_TUPLE_PROTO = 1, 2
 CTA_IP_V4_SRC, CTA_IP_V4_DST, CTA_IP_V6_SRC, CTA_IP_V6_DST = 1, 2, 3, 4
 CTA_PROTO_NUM, CTA_PROTO_SRC_PORT, CTA_PROTO_DST_PORT = 1, 2, 3
-NESTED, TYPE = 0x8000, 0x3FFF  # of an attribute's type
+NESTED = 0x8000  # of an attribute's type
 IPS_SEEN_REPLY = 1 << 1
 
-_ATTRIBUTE = struct.Struct("=HH")  # struct nlattr
 _HEAD = struct.Struct("=BBH")  # struct nfgenmsg
 
 End = tuple[bytes, int]  # address (16 bytes, IPv4 mapped) and port, or 0 where the protocol has none
@@ -68,7 +66,7 @@ def set_mark(flow: Flow, mark: int, mask: int) -> bool:
 
 def parse(body: bytes) -> Flow:
     """A message of ctnetlink."""
-    found = dict(_attributes(body[_HEAD.size :]))
+    found = dict(attributes(body[_HEAD.size :]))
     protocol, client, vip = _ends(found[CTA_TUPLE_ORIG])
     _, backend, seen = _ends(found[CTA_TUPLE_REPLY])
     replied = bool(_value(found.get(CTA_STATUS)) & IPS_SEEN_REPLY)
@@ -78,8 +76,8 @@ def parse(body: bytes) -> Flow:
 
 def _ends(raw: bytes) -> tuple[int, End, End]:
     """Protocol, source and destination of a tuple."""
-    parts = dict(_attributes(raw))
-    addresses, ports = dict(_attributes(parts[CTA_TUPLE_IP])), dict(_attributes(parts[CTA_TUPLE_PROTO]))
+    parts = dict(attributes(raw))
+    addresses, ports = dict(attributes(parts[CTA_TUPLE_IP])), dict(attributes(parts[CTA_TUPLE_PROTO]))
     if CTA_IP_V4_SRC in addresses:
         source, destination = MAPPED + addresses[CTA_IP_V4_SRC], MAPPED + addresses[CTA_IP_V4_DST]
     else:
@@ -98,12 +96,4 @@ def _number(kind: int, value: int) -> bytes:
 
 
 def _attribute(kind: int, content: bytes) -> bytes:
-    return _ATTRIBUTE.pack(_ATTRIBUTE.size + len(content), kind) + content + bytes(-len(content) % 4)
-
-
-def _attributes(raw: bytes) -> Iterator[tuple[int, bytes]]:
-    start = 0
-    while start + _ATTRIBUTE.size <= len(raw):
-        length, kind = _ATTRIBUTE.unpack_from(raw, start)
-        yield kind & TYPE, raw[start + _ATTRIBUTE.size : start + length]
-        start += (length + 3) & ~3
+    return ATTRIBUTE.pack(ATTRIBUTE.size + len(content), kind) + content + bytes(-len(content) % 4)

@@ -10,6 +10,8 @@ NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP = 0x1, 0x4, 0x300
 
 _HEADER = struct.Struct("=IHHII")  # struct nlmsghdr
 _ROOM = 1 << 18
+ATTRIBUTE = struct.Struct("=HH")  # struct nlattr
+_TYPE = 0x3FFF  # without the flags
 
 
 def connect(protocol: int) -> socket.socket:
@@ -36,6 +38,15 @@ def change(to: socket.socket, kind: int, body: bytes, what: str) -> None:
     for answer, found in _messages(to.recv(_ROOM)):
         if answer == NLMSG_ERROR:
             _raise(found, what)
+
+
+def attributes(raw: bytes) -> Iterator[tuple[int, bytes]]:
+    """Type and content of each, in order; nested ones are content like any other."""
+    start = 0
+    while start + ATTRIBUTE.size <= len(raw):
+        length, kind = ATTRIBUTE.unpack_from(raw, start)
+        yield kind & _TYPE, raw[start + ATTRIBUTE.size : start + length]
+        start += (length + 3) & ~3
 
 
 def _message(kind: int, flags: int, body: bytes) -> bytes:
