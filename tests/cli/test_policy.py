@@ -16,11 +16,12 @@ from tests.policy.compiled import NUMBERS
 from tests.policy.model import Documentation, Packet
 
 from offline import records_of
-from tidegate.cli import reach, tidegate
+from tidegate.cli import reach
 from tidegate.cli.cluster import Cluster, parse
 from tidegate.cli.ends import find_client
 from tidegate.cli.portsets import EVERYTHING, OTHERS, PortSet, of_ranges
 from tidegate.cli.reach import Party, Reach, parties
+from tidegate.cli.root import tidegate
 from tidegate.cli.sides import Sides
 from tidegate.records.addresses import pack_address, unpack_address
 
