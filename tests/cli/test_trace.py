@@ -151,7 +151,7 @@ def test_a_pod_that_asks_another_node(cluster: Cluster) -> None:
     assert [asked[:2] for asked in agents.asked] == [("n1", "socket"), ("n1", "from_pod"), ("n2", "from_network")]
     (way,) = found.ways
     assert [side.text for side in way.policies] == [
-        "ingress of shop/far-1: allowed: allowed: TCP 5432 for namespace shop: pods app=web (shop/db)"
+        "ingress of shop/far-1: allowed: shop/db: TCP 5432 for namespace shop: pods app=web"
     ]
     assert found.made
 
