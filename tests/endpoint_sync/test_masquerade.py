@@ -44,6 +44,8 @@ ACCEPTED = [
     ("JSON with tabs", '{\n\t"nonMasqueradeCIDRs": ["192.0.2.0/24"]\n}', {"192.0.2.0/24"} | LINK),
     ("intervals", "resyncInterval: 1h30m2.5s", DEFAULTS | LINK),
     ("an interval of nothing", "resyncInterval: '0'", DEFAULTS | LINK),
+    ("an interval with a sign", "resyncInterval: '+1.s'", DEFAULTS | LINK),
+    ("a part of an interval", "resyncInterval: .25h", DEFAULTS | LINK),
     ("as many as may be", f"nonMasqueradeCIDRs: {cidrs(64)}", set(json.loads(cidrs(64))) | LINK),
     ("more, allowed", f"cidrLimit: 65\nnonMasqueradeCIDRs: {cidrs(65)}", set(json.loads(cidrs(65))) | LINK),
     ("a limit below the defaults", "cidrLimit: 0", DEFAULTS | LINK),
@@ -53,6 +55,14 @@ ACCEPTED = [
 @pytest.mark.parametrize(("why", "text", "expected"), ACCEPTED, ids=[row[0] for row in ACCEPTED])
 def test_what_is_understood(why: str, text: str | None, expected: set[str]) -> None:
     assert ranges(masquerade_record(None if text is None else {"config": text})) == expected
+
+
+def test_the_order_of_the_list_is_nothing() -> None:
+    first, second = (
+        masquerade_record({"config": f"nonMasqueradeCIDRs: {listed}"})
+        for listed in ("[10.0.0.0/8, 192.0.2.0/24]", "[192.0.2.0/24, 10.0.0.0/8, 192.0.2.0/24]")
+    )
+    assert first == second
 
 
 def test_other_keys_are_others_business() -> None:
@@ -77,6 +87,7 @@ REFUSED = [
     ("an interval without a unit", "resyncInterval: '60'", "resyncInterval"),
     ("an interval as a number", "resyncInterval: 60", "resyncInterval"),
     ("an empty interval", "resyncInterval: ''", "resyncInterval"),
+    ("more than an interval", "resyncInterval: 30sx", "resyncInterval"),
     ("no date", "nonMasqueradeCIDRs: [2001-99-99]", "month"),
     ("deep", "[" * 30_000, "deep"),
     ("long", "#" * 40_000, "characters"),
@@ -137,6 +148,18 @@ async def test_one_that_is_not_understood_leaves_the_last() -> None:
         await world.settle()
         assert now(world) == DEFAULTS | LINK
         assert world.problems() == {}
+
+
+async def test_one_that_has_become_no_config_map_while_nobody_watched() -> None:
+    """What was in force stays so over a restart that finds it."""
+    world = World()
+    world.put(config("nonMasqueradeCIDRs: []"))
+    async with world.running(policy=False):
+        assert now(world) == LINK
+    world.put({**config(""), "data": {"config": 5}})
+    async with world.running(policy=False):
+        assert now(world) == LINK
+        assert list(world.problems()) == [f"ConfigMap {WHERE}"]
 
 
 async def test_one_that_was_never_understood_masquerades_nothing() -> None:

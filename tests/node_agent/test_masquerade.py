@@ -107,7 +107,9 @@ def test_the_option() -> None:
     assert parse_ports("30000-30000") == range(30000, 30001)
 
 
-@pytest.mark.parametrize("text", ["", "30000", "30000-", "-1-5", "5-4", "0-10", "30000-65536", "a-b", "1-2-3"])
+@pytest.mark.parametrize(
+    "text", ["", "30000", "30000-", "-1-5", "5-4", "0-10", "30000-65536", "a-b", "1-2-3", "+1-5", " 1-5"]
+)
 def test_options_that_are_none(text: str) -> None:
     with pytest.raises(ValueError, match="range of ports"):
         parse_ports(text)
