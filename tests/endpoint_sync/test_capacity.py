@@ -9,8 +9,8 @@ import pytest
 from tests.endpoint_sync.world import KEYS, Object, World, endpoint_slice, service
 
 from endpoint_sync.capacity import Ledger
-from endpoint_sync.events import Events, Notice
 from endpoint_sync.services import AVAILABLE, EXCEEDED
+from tidegate.kube.events import Events, Notice
 from tidegate.kube.fake import FakeApi
 from tidegate.records import BackendShard, Capacity, Problem, Service
 from tidegate.records.addresses import unpack_address
@@ -233,7 +233,7 @@ async def until(condition: Callable[[], bool]) -> None:
 @pytest.fixture
 def notices() -> tuple[FakeApi, Events]:
     api = FakeApi()
-    return api, Events(api, lambda: True, repeat=0.01)
+    return api, Events(api, "tidegate-endpoint-sync", lambda: True, repeat=0.01)
 
 
 async def test_what_lasts_is_told_again_in_the_same_event(notices: tuple[FakeApi, Events]) -> None:

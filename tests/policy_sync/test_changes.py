@@ -9,6 +9,7 @@ from tests.policy.compiled import Compiled
 from tests.policy.model import Packet
 
 from tidegate.records import IdentityKeys, PeerShard, Problem, Rules, Subject, encode
+from tidegate.records.capacity import POLICY_SIZES
 from tidegate.runtime import metrics
 from tidegate.store import Delete, Put
 
@@ -405,6 +406,8 @@ async def test_policies_too_large_together_cost_those_that_they_select(world: Wo
     identity = world.identity_of("shop", "db")
     assert list(world.problems()) == [f"Identity shop/{identity}"]
     assert "what held before stays" in world.problems()[f"Identity shop/{identity}"]
+    selecting = {"p", *(f"large-{index}" for index in range(4))}
+    assert events(world) == dict.fromkeys(selecting, ("TidegateRulesTooLarge", 1))
     world.put(policy("shop/out", WEB, policyTypes=["Egress"]))
     await world.settle()
     assert not reaches(world, "shop/web-1", 80), "others go on"
@@ -413,6 +416,49 @@ async def test_policies_too_large_together_cost_those_that_they_select(world: Wo
         await world.settle()
     assert world.problems() == {}
     assert world.records(Subject) == before
+    fitting = {name for name, (reason, _) in events(world).items() if reason == "TidegateRulesFit"}
+    assert fitting == {"p", "large-2", "large-3"}, "those that were left when it fitted"
+
+
+def events(world: World) -> dict[str, tuple[str, int]]:
+    """Name of a NetworkPolicy → reason and count of the last Event about it."""
+    found = {}
+    for event in world.api.objects("/api/v1/namespaces/shop/events"):
+        about = event["involvedObject"]
+        assert (about["kind"], event["source"]["component"]) == ("NetworkPolicy", "tidegate-policy-sync")
+        found[about["name"]] = event["reason"], event["count"]
+    return found
+
+
+async def test_a_subject_with_more_members_than_a_node_holds_is_refused(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(POLICY_SIZES, "members", 2)
+    world.put(*fleet(range(3)))
+    await world.settle()
+    world.put(policy("shop/q", DB, ingress=[{"from": [{"podSelector": WEB}]}]))
+    await world.settle()
+    (reason,) = world.problems().values()
+    assert "4 entries of members for it, and a node holds 2 of members" in reason
+    assert not reaches(world, "shop/web-1", 81), "what held before stays"
+    assert reaches(world, "shop/web-1", 80)
+
+
+async def test_many_that_may_all_see_each_other_are_a_sum(world: World) -> None:
+    """1,000 identities on 50 ports: 50 rules and 1,000 members, not 50 million pairs; one more costs one member."""
+    world.put(*fleet(range(997)))
+    world.put(
+        policy("shop/p", ingress=[{"from": [{"podSelector": {}}], "ports": [{"port": 8000 + n} for n in range(50)]}])
+    )
+    await world.settle()
+    subjects = {record.policy for record in world.records(Subject).values()}
+    assert len(subjects) == 1
+    (rules,) = (record.rules for (n,), record in world.records(Rules).items() if int(n) in subjects)
+    assert len(rules) == 50
+    assert sum(len(shard.members) for shard in world.records(PeerShard).values()) == 999
+    operations = world.store.operations
+    await world.written(*fleet(range(997, 998)))
+    assert world.store.operations - operations == 4, "identity, endpoint, subject, and one shard of the set"
 
 
 async def test_an_identity_that_goes_takes_its_problem_along() -> None:

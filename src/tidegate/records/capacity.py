@@ -12,6 +12,8 @@ from tidegate.records.schema import Backend, Service
 
 # On how many addresses of each family a node may serve NodePorts without more room than the default.
 NODE_ADDRESSES = 6
+# What the maps of one node hold of policies by default (bpf/include/maps.h): no more can be one subject's.
+POLICY_SIZES = {"rules": 65_536, "members": 1_048_576, "peer_blocks": 262_144}
 HOST_PORTS = 512  # of the pods of one node: each is a selection with one backend
 
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from msgspec import structs
 
 from endpoint_sync.capacity import Ledger
-from endpoint_sync.events import Events, Notice
 from endpoint_sync.normalise import (
     ObjectError,
     ServiceFacts,
@@ -17,6 +16,7 @@ from endpoint_sync.normalise import (
     slice_owner,
 )
 from tidegate.kube import objects
+from tidegate.kube.events import Events, Notice
 from tidegate.kube.track import Key
 from tidegate.kube.watch import Invalid
 from tidegate.records import Backend, BackendShard, Service, ServicePort

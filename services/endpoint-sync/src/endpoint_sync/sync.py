@@ -8,11 +8,11 @@ from typing import Protocol, TypeVar
 
 from msgspec import structs
 
-from endpoint_sync.events import EventApi, Events
 from endpoint_sync.identities import Identities
 from endpoint_sync.masquerade import CONFIG, MasqueradeConfig
 from endpoint_sync.pods import Pods
 from endpoint_sync.services import Nodes, Published, Services
+from tidegate.kube.events import EventApi, Events
 from tidegate.kube.objects import Object
 from tidegate.kube.track import Handler, Key, track
 from tidegate.kube.watch import ENDPOINT_SLICES, NODES, PODS, SERVICES, Resource
@@ -73,7 +73,7 @@ class EndpointSync:
         self._service_ports = Numbering(space=SERVICE_SPACE)
         self._identities = Identities(self._put_identity, grace)
         self._pods = Pods(self.publisher, self._identities)
-        self._events = Events(api, lambda: self.publisher.leading)
+        self._events = Events(api, f"tidegate-{NAME}", lambda: self.publisher.leading)
         self._services = Services(self.publisher, self._service_ports, capacity, self._events)
         self._capacity = Capacity(
             backends=capacity.backends, frontends=capacity.frontends, source_ranges=capacity.source_ranges

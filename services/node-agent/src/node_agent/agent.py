@@ -392,8 +392,10 @@ class Agent:
 
     @property
     def refused(self) -> dict[str, str]:
-        """Service, or pod with host ports → why what is wanted of it now finds no room; what it had, it has."""
-        return {"/".join(owner): reason for owner, reason in sorted(self.view.room.refused.items())}
+        """Service, pod with host ports, or policies of pods → why what is wanted of it now finds no room; what it had,
+        it has."""
+        owners = {"/".join(owner): reason for owner, reason in sorted(self.view.room.refused.items())}
+        return owners | self.view.refused_policies
 
     @property
     def host_problems(self) -> dict[str, str]:

@@ -60,6 +60,7 @@ class EndpointView:
         members.discard(key)
         if not members:
             del self._by_identity[before.identity]
+            self._policy.refused.pop(before.identity, None)
         for address in set(before.addresses):  # a record may name one twice
             if after is not None and address in after.addresses:
                 continue
@@ -84,7 +85,8 @@ class EndpointView:
 
     def refresh(self, key: Key) -> None:
         record = self._endpoints[key]
-        if self._policy.judged(record.identity):
+        may_have = self._policy.admit if record.node == self._own else self._policy.judged
+        if may_have(record.identity):
             self._identity[key] = record.identity
         self._hold(key, self._identity.get(key) if record.node == self._own else None)
         for address in record.addresses:
@@ -116,6 +118,10 @@ class EndpointView:
 
     def endpoint(self, key: Key) -> Endpoint | None:
         return self._endpoints.get(key)
+
+    def pods_of(self, identity: int) -> list[Key]:
+        """Pods of this node that have, or should have, the identity."""
+        return sorted(key for key in self._by_identity.get(identity, ()) if self._endpoints[key].node == self._own)
 
     def is_held(self, address: bytes) -> bool:
         """Whether a pod or a node has the address."""

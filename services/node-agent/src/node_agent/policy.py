@@ -1,11 +1,14 @@
 """Subjects, rules and sets of the identities that have pods on this node. Pure."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 
 from node_agent.entries import PRESENT, Entries, length_bit
 from node_agent.table import Tables
 from tidegate.records import FIRST_SET, PeerShard, Rule, Rules, Subject
+
+SIZED = ("rules", "members", "peer_blocks")
 
 # Of a set: an identity, or an address, a prefix length and what holds there (records.PeerShard).
 Member = int | tuple[bytes, int, int]
@@ -15,10 +18,16 @@ class PolicyView:
     """What policy-sync says, and the part of it that this node needs.
 
     Records come in through `set_…`; `take` and `release` say which identities have pods here; `settle` brings the
-    tables up to date. A subject whose rules are not known keeps what it has.
+    tables up to date. A subject whose rules are not known, or do not fit beside all that the kernel holds, keeps what
+    it has; members of sets that do not fit are left out.
     """
 
-    def __init__(self, tables: Tables, entries: Entries) -> None:
+    def __init__(self, tables: Tables, entries: Entries, sizes: Mapping[str, int] = MappingProxyType({})) -> None:
+        """`sizes`: map → entries that it holds; without, any number."""
+        self._sizes = {name: sizes[name] for name in SIZED if name in sizes}
+        self.refused: dict[int, str] = {}  # identity → why its rules are not, or not yet, those that it should have
+        self.left_out: dict[tuple[int, Member], None] = {}  # members of sets in use that found no room
+        self._tried = tables.removals
         self._tables = tables
         self._entries = entries
         self._subjects: dict[int, int] = {}
@@ -36,6 +45,30 @@ class PolicyView:
     def judged(self, identity: int) -> bool:
         """Whether the identity's rules are known: only then may packets be judged by it."""
         return self._subjects.get(identity) in self._rules
+
+    def admit(self, identity: int) -> bool:
+        """Whether a pod here may get the identity: its rules are known, and there is room for them."""
+        if not self.judged(identity):
+            return False
+        self._dirty.add(identity)  # where nobody takes it, what it has now goes again
+        return self._try(identity)
+
+    def again(self, identity: int) -> None:
+        self._dirty.add(identity)
+
+    def retry(self) -> list[int]:
+        """Where something has gone from the maps since this was last asked: what found no room may find it now.
+
+        Returns the identities that were refused.
+        """
+        if self._tried == self._tables.removals:
+            return []
+        self._tried = self._tables.removals
+        left_out, self.left_out = self.left_out, {}
+        for group, member in left_out:
+            if group in self._set_users and member in self._members(group):
+                self._member(group, member, True)
+        return list(self.refused)
 
     @property
     def subjects(self) -> Iterable[int]:
@@ -102,10 +135,62 @@ class PolicyView:
                 del self._local[identity]
                 self._drop(identity)
             elif self.judged(identity):
-                self._program(identity, self._subjects[identity])
+                self._try(identity)
         changed, self._changed_shards = self._changed_shards, []
         for group, shard, record in changed:
             self._change_shard(group, shard, record)
+
+    def _try(self, identity: int) -> bool:
+        """Programs the identity's rules, if there is room for them beside what is there."""
+        policy = self._subjects[identity]
+        if self._programmed.get(identity) == policy and identity not in self.refused:
+            return True
+        reason = "" if policy in self._policy_users else self._lacking(policy)
+        if reason:
+            self.refused[identity] = reason
+            return False
+        self.refused.pop(identity, None)
+        self._program(identity, policy)
+        return True
+
+    def _lacking(self, policy: int) -> str:
+        """Why a policy that nobody has here finds no room; empty where it does."""
+        rules = self._rules[policy].rules
+        sets = self._new_sets(rules)
+        if all(self._most(name, rules, sets) <= size for name, size in self._sizes.items()):
+            return ""
+        more = Counter(name for name, key in self._keys(policy, rules, sets) if not self._stands(name, key))
+        return "; ".join(
+            f"map {name}: {more[name]} entries more, and the map holds {size}"
+            for name, size in self._sizes.items()
+            if more[name] and self._tables.occupied(name) + more[name] > size
+        )
+
+    def _most(self, name: str, rules: Sequence[Rule], sets: Iterable[int]) -> int:
+        """No more entries than these there would be; cheaper to know than how many."""
+        members = sum(len(self._members(group)) for group in sets) if name != "rules" else len(rules)
+        return self._tables.occupied(name) + members
+
+    def _keys(self, policy: int, rules: Iterable[Rule], sets: Iterable[int]) -> Iterator[tuple[str, bytes]]:
+        for rule in rules:
+            yield "rules", self._entries.rule(policy, rule)[0]
+        for group in sets:
+            for member in self._members(group):
+                yield self._entry(group, member)[:2]
+
+    def _stands(self, name: str, key: bytes) -> bool:
+        return key in self._tables.have(name) or key in self._tables.wanted(name)
+
+    def _new_sets(self, rules: Iterable[Rule]) -> set[int]:
+        """Sets that would come with the rules, those among them that blocks name."""
+        found = {group for rule in rules for group in _sets(rule)}
+        found |= {
+            member[2]
+            for group in found
+            for member in self._members(group)
+            if not isinstance(member, int) and member[2] >= FIRST_SET
+        }
+        return {group for group in found if group not in self._set_users}
 
     def _program(self, identity: int, policy: int) -> None:
         before = self._programmed.get(identity)
@@ -168,20 +253,31 @@ class PolicyView:
         self, group: int, member: Member, present: bool, remove: Callable[[str, bytes], None] | None = None
     ) -> None:
         """`remove`: how, where it is not because the set loses it."""
-        needed = 0
-        if isinstance(member, int):
-            name, key, value = "members", self._entries.member_key(group, member), PRESENT
-        else:
-            address, prefix, needed = member
-            name, (key, value) = "peer_blocks", self._entries.peer_block(group, address, prefix, needed)
+        name, key, value = self._entry(group, member)
+        needed = 0 if isinstance(member, int) else member[2]
         if present:
+            if not self._has_room(name, key):
+                self.left_out[group, member] = None
+                return
             self._tables.want(name, key, value)
+        elif self.left_out.pop((group, member), True) is None:
+            return
         elif remove is not None:
             remove(name, key)
         else:
             self._tables.want(name, key, None)
         if needed >= FIRST_SET:
             (self._take_set if present else self._release_set)(needed)
+
+    def _entry(self, group: int, member: Member) -> tuple[str, bytes, bytes]:
+        """Map, key and value."""
+        if isinstance(member, int):
+            return "members", self._entries.member_key(group, member), PRESENT
+        return "peer_blocks", *self._entries.peer_block(group, *member)
+
+    def _has_room(self, name: str, key: bytes) -> bool:
+        size = self._sizes.get(name)
+        return size is None or self._stands(name, key) or self._tables.occupied(name) < size
 
 
 def _sets(rule: Rule) -> Iterable[int]:

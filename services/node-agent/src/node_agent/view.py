@@ -49,7 +49,7 @@ class View:
         self._own = own
         self._keys = keys
         self._tables = tables
-        self.policy = PolicyView(tables, entries)
+        self.policy = PolicyView(tables, entries, sizes)
         self.endpoints = EndpointView(own, tables, entries, self.policy)
         self.room = Room(tables, entries, sizes)
         selections, leading = SelectionTable(tables, entries), FrontendTable(tables, entries)
@@ -149,12 +149,31 @@ class View:
     def set_host(self, pods: Mapping[bytes, int], addresses: frozenset[bytes]) -> None:
         """The node's host routes to pods (address → ifindex) and its own addresses."""
         self.endpoints.set_host(pods, addresses)
+        for identity in self.policy.retry():
+            self.policy.again(identity)
+            self.endpoints.judged(identity)
+        self.policy.settle()
         due = self.room.retry()
         self.services.again(due)
         self.host_ports.again(due)
         self.services.set_addresses(addresses)
         self.host_ports.set_addresses(addresses)
         self.services.settle()
+
+    @property
+    def refused_policies(self) -> dict[str, str]:
+        """Whose rules are not those that they should be → why."""
+        found = {}
+        for identity, reason in self.policy.refused.items():
+            pods = ["/".join(key) for key in self.endpoints.pods_of(identity)]
+            more = f" and {len(pods) - 1} more" if len(pods) > 1 else ""
+            if pods:
+                found[f"policies of {pods[0]}{more}"] = reason
+        if self.policy.left_out:
+            sets = len({group for group, _ in self.policy.left_out})
+            text = f"{len(self.policy.left_out)} members found no room, and are not allowed what they should be"
+            found[f"{sets} sets of peers"] = text
+        return found
 
     def _set_subject(self, name: tuple[str, ...], record: Subject | None) -> None:
         self.policy.set_subject(int(name[0]), record)

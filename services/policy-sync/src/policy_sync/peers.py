@@ -47,6 +47,11 @@ class Peers:
         blocks = _blocks(spec)
         return self._numbering.take(set_content(_text(blocks))) if blocks else self._sets.number(spec)  # type: ignore[arg-type]
 
+    def size(self, spec: Spec) -> tuple[str, int]:
+        """In which map the set lies, and how many entries it has there."""
+        blocks = _blocks(spec)
+        return ("peer_blocks", len(prefixes(blocks))) if blocks else ("members", self._sets.size(spec))  # type: ignore[arg-type]
+
     def take(self, spec: Spec) -> int:
         blocks = _blocks(spec)
         if not blocks:

@@ -31,6 +31,7 @@ class Policies:
         self._asked = IdentityKeys()
         self._answered = IdentityKeys()
         self._ready = False
+        self.uids: dict[Key, str] = {}
 
     def load(self, asked: IdentityKeys | None, last_good: Mapping[Key, str]) -> None:
         """What was asked of endpoint-sync before, and which states were in force for policies not understood."""
@@ -43,6 +44,7 @@ class Policies:
                 get_logger().warning("last good state of a policy not understood", policy=key, reason=str(error))
 
     def changed(self, item: objects.NetworkPolicy) -> None:
+        self.uids[item.key] = item.metadata.uid
         try:
             policy = compile_policy(item)
         except PolicyError as error:
@@ -58,6 +60,7 @@ class Policies:
         self._stored.pop(key, None)
         self._good.discard(key)
         self._waiting.discard(key)
+        self.uids.pop(key, None)
         if self._wanted.pop(key, None) is not None:
             self._subjects.set_policy(key, None)
             self._ask()

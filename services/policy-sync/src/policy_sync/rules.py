@@ -25,6 +25,11 @@ class Wanted:
     rules: Rules
     specs: tuple[Spec, ...]  # the sets that they name
 
+    @property
+    def blocks(self) -> bool:
+        """Whether some of these are blocks of addresses."""
+        return any(rule.blocks for rule in self.rules.rules)
+
 
 class RuleMaker:
     def __init__(self, directory: Directory, number: Callable[[Spec], int]) -> None:

@@ -99,6 +99,11 @@ class Sets:
         known = self._numbers.get(spec)
         return known if known is not None else self._numbering.take(set_content(set_text(spec)))
 
+    def size(self, spec: SetSpec) -> int:
+        """How many members it has, or would have."""
+        number = self._numbers.get(spec)
+        return len(self._sets[number].members) if number is not None else len(self._directory.select(spec))
+
     def take(self, spec: SetSpec) -> int:
         number = self.number(spec)
         if number not in self._sets:

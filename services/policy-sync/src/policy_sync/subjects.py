@@ -1,6 +1,7 @@
 """Which rules hold for which identity."""
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from policy_sync.compile import Policy
@@ -8,6 +9,7 @@ from policy_sync.peers import Peers
 from policy_sync.rules import RuleMaker, Wanted
 from policy_sync.sets import Directory
 from tidegate.records import Identity, Rules, Subject, encode
+from tidegate.records.capacity import POLICY_SIZES
 from tidegate.records.ids import Numbering, rules_content
 from tidegate.store.publisher import Publisher
 from tidegate.store.writer import MAX_BYTES
@@ -39,8 +41,13 @@ class Subjects:
         self._compiled: dict[int, _Compiled] = {}  # by number of the rules
         self._of_identity: dict[int, int] = {}  # → number of its rules
         self._selected: dict[Key, set[int]] = {}  # policy → identities
-        self._too_large: set[int] = set()  # identities whose rules no record holds
+        self._too_large: dict[int, tuple[Key, ...]] = {}  # identities whose rules do not fit → policies that make them
+        self._telling: Callable[[Key, str], None] = lambda _key, _reason: None
         self._egress_names: set[Key] = set()  # policies with port names in egress: they look at their peers' ports
+
+    def tell(self, telling: Callable[[Key, str], None]) -> None:
+        """Whom to tell of a policy that makes rules which do not fit (with the reason), or no more (an empty one)."""
+        self._telling = telling
 
     def load(self, contents: Iterable[bytes]) -> None:
         for content in contents:
@@ -100,26 +107,49 @@ class Subjects:
             key for key in self._of_namespace.get(identity.namespace, ()) if number in self._selected[key]
         )
         wanted = self._maker.rules([self._policies[key] for key in selecting], identity)
-        if self._fits(number, identity, wanted.rules):
+        if self._fits(number, identity, wanted, tuple(selecting)):
             self._assign(number, wanted)
 
-    def _fits(self, number: int, identity: Identity, rules: Rules) -> bool:
-        """Whether the record can be written; where it cannot, what held for the identity before stays."""
-        size = _most_bytes(rules)
-        if size > MAX_BYTES:
-            size = len(encode(rules))
-        if size <= MAX_BYTES:
+    def _fits(self, number: int, identity: Identity, wanted: Wanted, policies: tuple[Key, ...]) -> bool:
+        """Whether a record and a node hold the rules; where they do not, what held for the identity before stays."""
+        reason = self._lacking(wanted)
+        if not reason:
             self._clear(number, identity)
             return True
-        reason = f"{len(rules.policies)} policies make rules of {size} bytes for it, at most {MAX_BYTES} can be written"
-        self._too_large.add(number)
-        self._publisher.problem(KIND, identity.namespace, str(number), f"{reason}; what held before stays in force")
+        told = f"{len(policies)} policies make {reason}; what held before stays in force"
+        self._publisher.problem(KIND, identity.namespace, str(number), told)
+        gone = set(self._too_large.get(number, ())) - set(policies)
+        self._too_large[number] = policies
+        self._relieve(gone)
+        for key in policies:
+            self._telling(key, f"not in force for identity {number}: {told}")
         return False
 
+    def _lacking(self, wanted: Wanted) -> str:
+        size = _most_bytes(wanted.rules)
+        if size > MAX_BYTES:
+            size = len(encode(wanted.rules))
+        if size > MAX_BYTES:
+            return f"rules of {size} bytes for it, at most {MAX_BYTES} can be written"
+        entries = Counter({"rules": len(wanted.rules.rules)})
+        if len(wanted.specs) * len(self._directory.identities) > POLICY_SIZES["members"] or wanted.blocks:
+            for name, count in map(self._peers.size, wanted.specs):
+                entries[name] += count
+        more = [f"{count} entries of {name}" for name, count in entries.items() if count > POLICY_SIZES[name]]
+        held = ", ".join(f"{POLICY_SIZES[name]} of {name}" for name in entries if entries[name] > POLICY_SIZES[name])
+        return f"{' and '.join(more)} for it, and a node holds {held}" if more else ""
+
     def _clear(self, number: int, identity: Identity) -> None:
-        if number in self._too_large:
-            self._too_large.discard(number)
+        policies = self._too_large.pop(number, None)
+        if policies is not None:
             self._publisher.problem(KIND, identity.namespace, str(number), None)
+            self._relieve(policies)
+
+    def _relieve(self, policies: Iterable[Key]) -> None:
+        """Tells of those that make nothing any more that does not fit."""
+        for key in policies:
+            if not any(key in others for others in self._too_large.values()):
+                self._telling(key, "")
 
     def _assign(self, number: int, wanted: Wanted | None) -> None:
         before = self._of_identity.pop(number, None)

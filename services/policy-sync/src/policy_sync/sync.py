@@ -3,15 +3,17 @@
 import asyncio
 from collections.abc import Mapping
 from contextlib import aclosing
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from policy_sync.peers import Peers
 from policy_sync.policies import Policies
 from policy_sync.sets import Directory
 from policy_sync.subjects import Subjects
 from tidegate.kube import objects
+from tidegate.kube.events import EventApi, Events, Notice
 from tidegate.kube.track import Handler, Key, track
-from tidegate.kube.watch import NAMESPACES, NETWORK_POLICIES, Api, Invalid, Resource
+from tidegate.kube.watch import NAMESPACES, NETWORK_POLICIES, Invalid, Resource
+from tidegate.kube.watch import Api as ReadApi
 from tidegate.records import (
     Identity,
     IdentityKeys,
@@ -36,6 +38,12 @@ R = TypeVar("R", bound=Record)
 NAME = "policy-sync"
 RANKS = {"config/identity-keys": 1, "peers/": 2, "rules/": 3, "subjects/": 4}
 IDENTITIES = "identities"
+# Reasons of Events.
+EXCEEDED, FITS = "TidegateRulesTooLarge", "TidegateRulesFit"
+
+
+class Api(ReadApi, EventApi, Protocol):
+    """It is watched, and gets Events."""
 
 
 class Namespaces:
@@ -79,6 +87,8 @@ class PolicySync:
         self._peers = Peers(self.publisher, self._directory)
         self._subjects = Subjects(self.publisher, self._directory, self._peers)
         self._policies = Policies(self.publisher, self._subjects)
+        self._events = Events(api, f"tidegate-{NAME}", lambda: self.publisher.leading)
+        self._subjects.tell(self._tell)
 
     async def start(self) -> None:
         """Takes over numbers from the store. Raises UnavailableError."""
@@ -113,7 +123,17 @@ class PolicySync:
             group.create_task(self._watch(NAMESPACES, namespaces))
             group.create_task(self._watch_policies())
             group.create_task(self._follow_identities())
+            group.create_task(self._events.run())
             group.create_task(self.publisher.run(holder, ttl))
+
+    def _tell(self, key: Key, reason: str) -> None:
+        uid = self._policies.uids.get(key)
+        if uid is None:  # it is gone
+            self._events.forget(*key, NETWORK_POLICIES.kind)
+            return
+        what = (EXCEEDED, reason) if reason else (FITS, "its rules fit, and are in force")
+        about = {"kind": NETWORK_POLICIES.kind, "api_version": "networking.k8s.io/v1"}
+        self._events.tell(Notice(*key, uid, *what, warning=bool(reason), **about))
 
     async def _watch(self, resource: Resource[T], handler: Handler[T]) -> None:
         await track(self._api, resource, handler, NAME, self.publisher.after(resource.kind))

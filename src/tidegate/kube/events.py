@@ -1,4 +1,4 @@
-"""Kubernetes Events about Services: for who looks with `kubectl describe` or `kubectl get events`.
+"""Kubernetes Events about objects: for who looks with `kubectl describe` or `kubectl get events`.
 
 They are core/v1 Events, which kubectl shows for an object; the API server gives them as events.k8s.io/v1, too. An
 Event's name follows from its object and reason, so what lasts or comes again raises the count of one Event.
@@ -17,7 +17,6 @@ from tidegate.runtime import metrics
 from tidegate.runtime.logging import get_logger
 from tidegate.runtime.retry import Backoff
 
-COMPONENT = "tidegate-endpoint-sync"
 # API servers keep Events for an hour; what lasts is told again before.
 REPEAT = 1800.0  # seconds
 MOST_TEXT = 1024  # bytes of a message (API documentation of Event)
@@ -39,7 +38,7 @@ class EventApi(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """What is to be told of a Service."""
+    """What is to be told of an object, by default a Service."""
 
     namespace: str
     name: str
@@ -47,34 +46,40 @@ class Notice:
     reason: str
     text: str
     warning: bool = True
+    kind: str = "Service"
+    api_version: str = "v1"
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        return self.kind, self.namespace, self.name
 
 
 class Events:
     """`tell` never waits and never fails; `run` writes. Without a right to write Events nothing else suffers."""
 
-    def __init__(self, api: EventApi, leading: Callable[[], bool], repeat: float = REPEAT) -> None:
-        """While another replica leads (`leading` says no), nothing is written."""
+    def __init__(self, api: EventApi, component: str, leading: Callable[[], bool], repeat: float = REPEAT) -> None:
+        """`component` is who tells. While another replica leads (`leading` says no), nothing is written."""
         self._api = api
+        self._component = component
         self._leading = leading
         self._repeat = repeat
-        self._due: dict[tuple[str, str], Notice] = {}  # of each object the latest
-        self._lasting: dict[tuple[str, str], Notice] = {}
+        self._due: dict[tuple[str, str, str], Notice] = {}  # of each object the latest
+        self._lasting: dict[tuple[str, str, str], Notice] = {}
         self._change = asyncio.Event()
 
     def tell(self, notice: Notice) -> None:
         """A warning lasts, and is told again now and then, until another notice of the object or `forget`."""
-        key = notice.namespace, notice.name
-        self._due[key] = notice
+        self._due[notice.key] = notice
         if notice.warning:
-            self._lasting[key] = notice
+            self._lasting[notice.key] = notice
         else:
-            self._lasting.pop(key, None)
+            self._lasting.pop(notice.key, None)
         self._change.set()
 
-    def forget(self, namespace: str, name: str) -> None:
+    def forget(self, namespace: str, name: str, kind: str = "Service") -> None:
         """The object is gone."""
-        self._due.pop((namespace, name), None)
-        self._lasting.pop((namespace, name), None)
+        self._due.pop((kind, namespace, name), None)
+        self._lasting.pop((kind, namespace, name), None)
 
     def forget_all(self) -> None:
         """Another replica tells, or all is to be looked at anew."""
@@ -106,7 +111,7 @@ class Events:
     async def _write(self, notice: Notice) -> None:
         path = f"/api/v1/namespaces/{notice.namespace}/events"
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        body = event(notice, now)
+        body = event(notice, self._component, now)
         try:
             try:
                 await self._api.create(path, body)
@@ -125,7 +130,7 @@ class Events:
         EVENTS.labels("written").inc()
 
 
-def event(notice: Notice, now: str) -> dict[str, Any]:
+def event(notice: Notice, component: str, now: str) -> dict[str, Any]:
     """The object at the API. Pure."""
     digest = hashlib.sha256(f"{notice.uid}\0{notice.reason}".encode()).hexdigest()[:16]
     return {
@@ -133,8 +138,8 @@ def event(notice: Notice, now: str) -> dict[str, Any]:
         "kind": "Event",
         "metadata": {"name": f"{notice.name}.{digest}", "namespace": notice.namespace},
         "involvedObject": {
-            "apiVersion": "v1",
-            "kind": "Service",
+            "apiVersion": notice.api_version,
+            "kind": notice.kind,
             "namespace": notice.namespace,
             "name": notice.name,
             "uid": notice.uid,
@@ -142,9 +147,9 @@ def event(notice: Notice, now: str) -> dict[str, Any]:
         "reason": notice.reason,
         "message": notice.text.encode()[:MOST_TEXT].decode(errors="ignore"),
         "type": "Warning" if notice.warning else "Normal",
-        "source": {"component": COMPONENT},
-        "reportingComponent": COMPONENT,
-        "reportingInstance": COMPONENT,
+        "source": {"component": component},
+        "reportingComponent": component,
+        "reportingInstance": component,
         "firstTimestamp": now,
         "lastTimestamp": now,
         "count": 1,
