@@ -181,6 +181,31 @@ def test_a_second_one_finds_no_port(node: Loaded, words: Family) -> None:
     assert leaves(node, words, frame(words.sent(words.pod), UDP(sport=4001, dport=54))) == (UNSPEC, bytes(expected))
 
 
+@pytest.mark.parametrize("field", ["client", "client_port", "vip", "vip_port"])
+def test_a_port_that_is_anothers_by_now(node: Loaded, words: Family, field: str) -> None:
+    """The connection's own entry had been lost, and somebody else drew its port."""
+    packet = frame(words.sent(words.pod), UDP(sport=4000, dport=53))
+    leaves(node, words, packet)
+    key, value = node.maps["masqueraded"].items()[0]
+    node.maps["masqueraded"].set(key, {**value, field: 4001 if field.endswith("port") else words.node})
+    assert leaves(node, words, packet)[0] == SHOT
+    assert node.drops() == {"NO_SOURCE_PORT": 1}
+
+
+def test_an_entry_that_has_run_out(node: Loaded, words: Family) -> None:
+    """What comes too late is the node's own; the port is free for the next one."""
+    leaves(node, words, frame(words.sent(words.pod), UDP(sport=4000, dport=53)))
+    for key, value in node.maps["masqueraded"].items():
+        node.maps["masqueraded"].set(key, {**value, "expires": 1})
+    reply = frame(words.came(words.node), UDP(sport=53, dport=PORT))
+    error = frame(words.came(words.node), words.closed_port(words.node, words.world, PORT, 53))
+    for packet in (reply, error):
+        assert comes(node, words, packet) == (UNSPEC, bytes(packet))
+    expected = frame(words.sent(words.node), UDP(sport=PORT, dport=53))
+    assert leaves(node, words, frame(words.sent(words.pod), UDP(sport=4001, dport=53))) == (UNSPEC, bytes(expected))
+    assert node.drops() == {}
+
+
 def test_nobody_from_outside_says_to_be_the_pod(node: Loaded, words: Family) -> None:
     leaves(node, words, frame(words.sent(words.pod), UDP(sport=4000, dport=53)))
     key, value = node.maps["masqueraded"].items()[0]
