@@ -1,8 +1,10 @@
 """Maps of another size under running connections: an agent with other settings takes over from one that was killed."""
 
 import asyncio
+import os
 import shutil
 import socket
+import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -14,7 +16,7 @@ from tests.node_agent.netns import Network
 from tests.node_agent.test_agent import RECORDS, WEB, World
 from tests.node_agent.world import MARKS, puts, rules, subject
 
-from node_agent import links
+from node_agent import relink
 from node_agent.loader import read_manifest
 
 pytestmark = pytest.mark.root
@@ -103,6 +105,8 @@ def test_connections_outlive_maps_of_another_size(place: Place, killed: bool) ->
         streams.append(Stream(place.network, 4002))
         if killed:
             await start_and_die(later)
+            # All programs have the new maps, so that new connections are made without an agent.
+            streams.append(Stream(place.network, 4003))
             for stream in streams:
                 stream.exchange()
         async with later.agent() as (agent, health):
@@ -134,16 +138,17 @@ def busy(streams: list[Stream], ends: asyncio.Event) -> None:
 
 
 async def start_and_die(world: World) -> None:
-    """An agent that has moved half of its links when it is killed."""
-    update, left = links.update, [len(list((world.loaded.bpffs / "links").iterdir())) // 2]
+    """An agent that is killed while its links are being moved."""
+    left: list[subprocess.Popen[str]] = []
 
-    def some(link: int, program: int) -> None:
-        left[0] -= 1
-        if left[0] < 0:
-            raise Killed
-        update(link, program)
+    def die(moving: subprocess.Popen[str]) -> None:
+        left.append(moving)
+        raise Killed
 
     with pytest.MonkeyPatch.context() as patch, suppress(Killed):
-        patch.setattr(links, "update", some)
+        patch.setattr(relink, "finish", die)
         async with world.agent():
             raise AssertionError("it lives")
+    (moving,) = left
+    assert os.getsid(moving.pid) == moving.pid, "a signal to the agent's group does not reach it"
+    assert moving.communicate()[1] == ""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from node_agent import relink
 from node_agent.attach import Attachments, Devices
 from node_agent.entries import NO_DEVICE, Entries
 from node_agent.grace import wait_for_programs
@@ -140,10 +141,9 @@ class Agent:
         self._set(SETTING_SOCKET_NAMESPACE, namespace_cookie() if settings.socket_lb == "node" else 0)
         self._set_ports()
         self.attachments = Attachments(self.manifest, settings.bpffs, settings.cgroup, settings.attach)
-        # Of maps that have another size now: what programs wrote since they were copied, as late as can be, and again.
-        catch_up(settings.bpffs)
-        self.attachments.replace_programs()
-        catch_up(settings.bpffs)
+        moving = relink.start(settings.bpffs, settings.state, self.manifest)
+        if moving:
+            relink.finish(moving)
         self.attachments.attach_cgroup()
 
     async def close(self) -> None:

@@ -1,6 +1,5 @@
 """Our programs on devices and on the cgroup: attached, replaced without a gap, found again after a restart."""
 
-import errno
 import fnmatch
 import os
 from collections.abc import Mapping
@@ -62,29 +61,6 @@ class Attachments:
     def close(self) -> None:
         for fd in self._fds.values():
             os.close(fd)
-
-    def replace_programs(self) -> None:
-        """Every link that an earlier version left gets the program of this one, all of them within milliseconds.
-
-        Where maps have another size now, programs of both versions do not see each other's new connections.
-        """
-        opened: list[tuple[str, int]] = []
-        try:
-            for path in self._links.iterdir():
-                kind, _, rest = path.name.partition("_")
-                program = rest if kind == "cgroup" else rest.partition("_")[2]
-                if program in self._fds:
-                    opened.append((program, links.open_pin(path)))
-            outdated = [(program, link) for program, link in opened if links.program_of(link) != self._ids[program]]
-            for program, link in sorted(outdated, key=lambda item: not item[0].endswith("6")):
-                try:
-                    links.update(link, self._fds[program])
-                except OSError as error:
-                    if error.errno != errno.ENOLINK:  # its device or cgroup is gone: it is removed with the next look
-                        raise
-        finally:
-            for _, link in opened:
-                os.close(link)
 
     def attach_cgroup(self) -> None:
         """Raises OSError, also where the path is no cgroup v2 directory."""
