@@ -16,6 +16,7 @@ INTERNAL: Object = {"internalTrafficPolicy": "Local"}
 EXTERNAL: Object = {"externalTrafficPolicy": "Local"}
 UDP: Object = {"port": 53, "protocol": "UDP"}
 OTHER_PROXY = {"service.kubernetes.io/service-proxy-name": "other"}
+AUTO = {"service.kubernetes.io/topology-mode": "Auto"}
 HEADLESS = {"service.kubernetes.io/headless": ""}
 EVERYWHERE = """
     cluster  | inside outside           | {0}
@@ -414,6 +415,22 @@ HINTS: dict[str, Row] = {
         {"port": 80, "targetPort": 8080},
         selector={"app": "far"},
         trafficDistribution="PreferSameNode",
+    ),
+    "topology-mode Auto, a node in no zone": row(
+        "",
+        "cluster | inside outside | a1 b1 a2",
+        {"port": 80, "targetPort": 8080},
+        selector={"app": "near"},
+        annotations=AUTO,
+    ),
+    "topology-mode Auto, as the controller hints": row(
+        "a1@zone-a b1@zone-b a2@zone-b",
+        """
+        cluster | inside@1 outside@1 | a1
+        cluster | inside@2 outside@2 | b1 a2
+        cluster | inside@3 outside@3 | a1 b1 a2
+        """,
+        annotations=AUTO,
     ),
     "no trafficDistribution": row(
         "", "cluster | inside outside | a1 b1 a2", {"port": 80, "targetPort": 8080}, selector={"app": "near"}

@@ -91,6 +91,7 @@ class Row:
     ports: tuple[Object, ...] = ({"port": 80},)
     families: tuple[str, ...] = (IPV4,)
     labels: Mapping[str, str] = field(default_factory=dict)
+    annotations: Mapping[str, str] = field(default_factory=dict)
     spec: Mapping[str, Any] = field(default_factory=dict)
     selector: Mapping[str, str] | None = None
 
@@ -107,9 +108,10 @@ def row(endpoints: str, expect: str, *ports: Object, families: tuple[str, ...] =
         }
         for port in listed
     )
-    labels, selector = spec.pop("labels", {}), spec.pop("selector", None)
+    labels, annotations = spec.pop("labels", {}), spec.pop("annotations", {})
+    selector = spec.pop("selector", None)
     slices = ((of_slice, endpoints),) if endpoints else ()
-    return Row(expect, slices, of_service, families, labels, spec, selector)
+    return Row(expect, slices, of_service, families, labels, annotations, spec, selector)
 
 
 class Addresses:
@@ -165,6 +167,8 @@ def service(number: int, row: Row, addresses: Addresses) -> Object:
     if row.selector:
         spec["selector"] = dict(row.selector)
     metadata = {"name": service_name(number), "namespace": NAMESPACE, "labels": dict(row.labels)}
+    if row.annotations:
+        metadata["annotations"] = dict(row.annotations)
     return {"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": spec}
 
 

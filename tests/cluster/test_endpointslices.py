@@ -3,8 +3,10 @@
 from typing import Any
 
 import msgspec
+import pytest
 
 from playground.endpointslices import LARGEST, MANAGED_BY, MANAGER, selects, slices
+from playground.topology import allocate
 from tidegate.kube.objects import Pod, Service
 
 
@@ -119,3 +121,43 @@ def test_hints_by_traffic_distribution() -> None:
     assert hints("PreferSameZone", zone="") is None
     assert hints("PreferSameNode", ready=False) is None
     assert hints("of a later version") is None
+
+
+ZONES = {"n1": "a", "n2": "b", "n3": "c"}
+# nodes → zones, zones of the endpoints → zones that they are for (by the nodes' share, within an overload of 20 %)
+ALLOCATIONS: list[tuple[str, dict[str, str], str, str]] = [
+    ("each its own", ZONES, "abc", "abc"),
+    ("within the overload", ZONES, "aabbcc", "aabbcc"),
+    ("one has too many", ZONES, "aaaabc", "bcaabc"),
+    ("one has all", ZONES, "aaa", "bca"),
+    ("a zone of two nodes", {"n1": "a", "n2": "a", "n3": "b"}, "aab", "aab"),
+    ("a zone of two nodes that has one endpoint", {"n1": "a", "n2": "a", "n3": "b"}, "abbbbb", "aaaabb"),
+    ("a zone without nodes", {"n1": "a", "n2": "b"}, "abx", ""),
+    ("too few", ZONES, "ab", ""),
+    ("one zone", {"n1": "a", "n2": "a"}, "aa", ""),
+    ("a node in no zone", {"n1": "a", "n2": "b", "n3": ""}, "ab", ""),
+    ("nobody", ZONES, "", ""),
+]
+
+
+@pytest.mark.parametrize(("why", "nodes", "endpoints", "expected"), ALLOCATIONS, ids=[row[0] for row in ALLOCATIONS])
+def test_hints_by_topology(why: str, nodes: dict[str, str], endpoints: str, expected: str) -> None:
+    assert "".join(allocate(nodes, list(endpoints))) == expected
+
+
+def test_an_endpoint_in_no_zone_leaves_all_without_hints() -> None:
+    assert allocate(ZONES, ["a", "b", "c", ""]) == []
+
+
+def test_topology_mode_goes_before_traffic_distribution() -> None:
+    """Of the ready ones alone."""
+    item = service({"port": 80}, trafficDistribution="PreferSameNode")
+    metadata = msgspec.structs.replace(item.metadata, annotations={"service.kubernetes.io/topology-mode": "Auto"})
+    auto = msgspec.structs.replace(item, metadata=metadata)
+    pods = [pod("a", "10.0.0.1"), pod("b", "10.0.0.2"), pod("c", "10.0.0.3", ready=False)]
+    (found,) = slices(auto, pods, {"n1": "z", "n2": "y"}).values()
+    assert [each.get("hints") for each in found["endpoints"]] == [
+        {"forZones": [{"name": "y"}]},
+        {"forZones": [{"name": "z"}]},
+        None,
+    ]

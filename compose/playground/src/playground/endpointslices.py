@@ -5,6 +5,7 @@ import hashlib
 from collections import defaultdict
 from typing import Any, TypeVar
 
+from playground.topology import allocate, is_auto
 from tidegate.kube import objects
 from tidegate.kube.client import ApiError, KubeClient
 from tidegate.kube.track import Handler, Key, track
@@ -39,8 +40,8 @@ def target_port(port: objects.ServicePort, pod: objects.Pod) -> int | None:
 
 
 def hints(service: objects.Service, node: str, zone: str) -> dict[str, Any]:
-    """Whom a ready endpoint is for, by `trafficDistribution` (KEP-4444, KEP-3015)."""
-    wanted = service.spec.traffic_distribution
+    """Whom a ready endpoint is for, by `trafficDistribution` (KEP-4444, KEP-3015); the annotation goes before it."""
+    wanted = None if is_auto(service.metadata.annotations or {}) else service.spec.traffic_distribution
     found: dict[str, Any] = {}
     if wanted in ("PreferClose", "PreferSameZone", "PreferSameNode") and zone:
         found["forZones"] = [{"name": zone}]
@@ -80,12 +81,22 @@ def slices(service: objects.Service, pods: list[objects.Pod], zones: dict[str, s
             if family in families:
                 zone = zones.get(pod.spec.node_name, "")
                 groups[family, ports].append(endpoint(service, pod, item.ip, zone))
+    if is_auto(service.metadata.annotations or {}):
+        for endpoints in groups.values():
+            _hint_by_topology([each for each in endpoints if each["conditions"]["ready"]], zones)
     return {
         body["metadata"]["name"]: body
         for (family, ports), endpoints in groups.items()
         for index in range(0, len(endpoints), LARGEST)
         for body in [_body(service, family, ports, index // LARGEST, endpoints[index : index + LARGEST])]
     }
+
+
+def _hint_by_topology(ready: list[dict[str, Any]], zones: dict[str, str]) -> None:
+    given = allocate(zones, [each.get("zone", "") for each in ready])
+    for each, zone in zip(ready, given or [""] * len(ready), strict=True):
+        if zone:
+            each["hints"] = {"forZones": [{"name": zone}]}
 
 
 def _body(
@@ -161,13 +172,15 @@ class _Nodes:
         self._set(item.metadata.name, item.labels.get(ZONE, ""))
 
     def deleted(self, key: Key) -> None:
-        self._set(key[1], "")
+        self._owner.zones.pop(key[1], None)
+        for service in self._owner.services:
+            self._owner.due(service)
 
     def invalid(self, item: Invalid) -> None:
         del item
 
     def _set(self, node: str, zone: str) -> None:
-        if self._owner.zones.get(node, "") != zone:
+        if self._owner.zones.get(node) != zone:
             self._owner.zones[node] = zone
             for key in self._owner.services:
                 self._owner.due(key)
