@@ -96,7 +96,7 @@ ports = st.booleans().flatmap(lambda name: by_name if name else by_number)
 def rules(side: str) -> st.SearchStrategy[list[Object]]:
     """Mostly with peers: without, or with none, everything else is hidden by them."""
     some = mostly(st.lists(peers, min_size=1, max_size=3), st.just([]))
-    optional = {"ports": st.lists(ports, min_size=1, max_size=2)}
+    optional = {"ports": mostly(st.lists(ports, min_size=1, max_size=2), st.just([]))}
     rule: st.SearchStrategy[Object] = mostly(
         st.fixed_dictionaries({side: some}, optional=optional), st.fixed_dictionaries({}, optional=optional)
     )

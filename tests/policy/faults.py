@@ -166,12 +166,6 @@ FAULTS = [
         "number(block_grounds[0][0]) if addresses else 0",
     ),
     Fault(
-        "policies select pods of all namespaces",
-        f"{SYNC}/subjects.py",
-        "for key in self._of_namespace.get(identity.namespace, ()):\n            if self._policies[key].pods.matches",
-        "for key in self._policies:\n            if self._policies[key].pods.matches",
-    ),
-    Fault(
         "of several policies the last one counts",
         f"{SYNC}/subjects.py",
         "[self._policies[key] for key in selecting]",
@@ -239,7 +233,10 @@ def run(fault: Fault, copy: Path) -> str:
     if result.returncode == 0:
         return "not found"
     found = re.search(r"after (\d+) cases", result.stdout)
-    return f"after {found[1]}" if found else f"the test could not run: {result.stdout[-300:]}{result.stderr[-300:]}"
+    if found:
+        return f"after {found[1]}"
+    raised = re.search(r"^E +(\w+Error)\b", result.stdout, re.MULTILINE)
+    return f"by a {raised[1]}" if raised else f"the test could not run: {result.stdout[-300:]}{result.stderr[-300:]}"
 
 
 def main() -> None:

@@ -48,9 +48,11 @@ class Peers:
         return self._numbering.take(set_content(_text(blocks))) if blocks else self._sets.number(spec)  # type: ignore[arg-type]
 
     def size(self, spec: Spec) -> tuple[str, int]:
-        """In which map the set lies, and how many entries it has there."""
+        """In which map the set lies, and how many entries it has there (of addresses: at most)."""
         blocks = _blocks(spec)
-        return ("peer_blocks", len(prefixes(blocks))) if blocks else ("members", self._sets.size(spec))  # type: ignore[arg-type]
+        if not blocks:
+            return "members", self._sets.size(spec)  # type: ignore[arg-type]
+        return "peer_blocks", sum(1 + len(block.excepts) for block in blocks)
 
     def take(self, spec: Spec) -> int:
         blocks = _blocks(spec)

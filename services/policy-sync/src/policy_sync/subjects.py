@@ -43,6 +43,7 @@ class Subjects:
         self._selected: dict[Key, set[int]] = {}  # policy → identities
         self._too_large: dict[int, tuple[Key, ...]] = {}  # identities whose rules do not fit → policies that make them
         self._telling: Callable[[Key, str], None] = lambda _key, _reason: None
+        self._made: dict[tuple[tuple[Key, ...], frozenset[tuple[str, tuple[int, int]]]], Wanted] = {}
         self._egress_names: set[Key] = set()  # policies with port names in egress: they look at their peers' ports
 
     def tell(self, telling: Callable[[Key, str], None]) -> None:
@@ -55,6 +56,7 @@ class Subjects:
 
     def set_policy(self, key: Key, policy: Policy | None) -> None:
         """The policy is this one now, or gone (None)."""
+        self._made.clear()
         before = self._policies.pop(key, None)
         affected = self._selected.pop(key, set())
         self._of_namespace.get(key[0], set()).discard(key)
@@ -106,9 +108,20 @@ class Subjects:
         selecting = sorted(
             key for key in self._of_namespace.get(identity.namespace, ()) if number in self._selected[key]
         )
-        wanted = self._maker.rules([self._policies[key] for key in selecting], identity)
+        wanted = self._wanted(tuple(selecting), identity)
         if self._fits(number, identity, wanted, tuple(selecting)):
             self._assign(number, wanted)
+
+    def _wanted(self, selecting: tuple[Key, ...], identity: Identity) -> Wanted:
+        """Made once for all identities that the same policies select, and whose ports have the same names."""
+        policies = [self._policies[key] for key in selecting]
+        if not self._egress_names.isdisjoint(selecting):
+            return self._maker.rules(policies, identity)  # it depends on others' ports as well
+        key = selecting, frozenset(identity.ports.items())
+        wanted = self._made.get(key)
+        if wanted is None:
+            wanted = self._made[key] = self._maker.rules(policies, identity)
+        return wanted
 
     def _fits(self, number: int, identity: Identity, wanted: Wanted, policies: tuple[Key, ...]) -> bool:
         """Whether a record and a node hold the rules; where they do not, what held for the identity before stays."""
