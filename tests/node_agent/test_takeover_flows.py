@@ -1,12 +1,13 @@
 """What becomes of each kind of connection that the kernel's conntrack holds when an agent first starts."""
 
+import errno
 from typing import Any
 
 import pytest
 from tests.bpf.kernel import Loaded, unpack
 from tests.node_agent.world import ENTRIES, OWN, Agent, Values, backends, judged, node, pod, service
 
-from node_agent.conntrack import End, Flow
+from node_agent.conntrack import End, Flow, read_flows
 from node_agent.takeover import SLOT_STACK, Decision, Writer, decide, place_of
 from tidegate.records import Backend
 from tidegate.records.addresses import pack_address
@@ -107,3 +108,18 @@ def test_echoes_and_what_passes_by_are_nobodys(agent: Agent, loaded: Loaded) -> 
         flow(f"{NODE} 4000", f"{WORLD} 80", f"{NODE} 4000", f"{WORLD} 80"),
     )
     assert (decision.kept, decision.entries) == ([], {})
+
+
+@pytest.mark.parametrize(("code", "found"), [(errno.EINVAL, []), (errno.EPERM, None)])
+def test_a_kernel_that_tracks_no_connections(
+    monkeypatch: pytest.MonkeyPatch, code: int, found: list[Flow] | None
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(code, "no")
+
+    monkeypatch.setattr("node_agent.conntrack.dump", refuse)
+    if found is None:
+        with pytest.raises(OSError, match="no"):
+            read_flows()
+    else:
+        assert read_flows() == found

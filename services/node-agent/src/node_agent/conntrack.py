@@ -19,6 +19,8 @@ CTA_IP_V4_SRC, CTA_IP_V4_DST, CTA_IP_V6_SRC, CTA_IP_V6_DST = 1, 2, 3, 4
 CTA_PROTO_NUM, CTA_PROTO_SRC_PORT, CTA_PROTO_DST_PORT = 1, 2, 3
 NESTED = 0x8000  # of an attribute's type
 IPS_SEEN_REPLY = 1 << 1
+# What a kernel without nfnetlink, or without its part for conntrack, says.
+WITHOUT = (errno.EINVAL, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT)
 
 _HEAD = struct.Struct("=BBH")  # struct nfgenmsg
 
@@ -41,14 +43,22 @@ class Flow:
 
 
 def read_flows(mark: int = 0, mask: int = 0) -> list[Flow]:
-    """All connections of this network namespace, or those with this mark in the bits of `mask`. Raises OSError."""
+    """All connections of this network namespace, or those with this mark in the bits of `mask`; none where the kernel
+
+    tracks none. Raises OSError.
+    """
     wanted = _number(CTA_MARK, mark) + _number(CTA_MARK_MASK, mask) if mask else b""
-    with connect(NETLINK_NETFILTER) as opened:
-        return [
-            parse(body)
-            for family in (socket.AF_INET, socket.AF_INET6)
-            for body in dump(opened, CT_GET, _HEAD.pack(family, 0, 0) + wanted, "read the kernel's connections")
-        ]
+    try:
+        with connect(NETLINK_NETFILTER) as opened:
+            return [
+                parse(body)
+                for family in (socket.AF_INET, socket.AF_INET6)
+                for body in dump(opened, CT_GET, _HEAD.pack(family, 0, 0) + wanted, "read the kernel's connections")
+            ]
+    except OSError as error:
+        if error.errno in WITHOUT:
+            return []
+        raise
 
 
 def set_mark(flow: Flow, mark: int, mask: int) -> bool:

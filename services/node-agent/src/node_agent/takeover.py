@@ -238,5 +238,7 @@ class Takeover:
             self._trouble(error)
 
     def _trouble(self, error: Exception) -> None:
-        self.problems = {"takeover": f"connections that are older than the agent may be lost: {error}"}
-        log.warning("cannot take over connections", reason=str(error))
+        problems = {"takeover": f"connections that are older than the agent may be lost: {error}"}
+        if problems != self.problems:
+            log.warning("cannot take over connections", reason=str(error))
+        self.problems = problems
