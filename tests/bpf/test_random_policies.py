@@ -18,7 +18,7 @@ from tests.policy.compiled import Compiled
 from tests.policy.model import Documentation, Packet
 from tests.policy.programs import Node, differences
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.timeout(3600)]  # many cases
 
 CASES = int(os.environ.get("TIDEGATE_POLICY_CASES", "1000"))
 PACKETS = 60  # of each state, and those of the first one once more in the second

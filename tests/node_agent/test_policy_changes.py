@@ -21,7 +21,7 @@ from tests.node_agent.netns import Network, until
 from tests.node_agent.test_agent import World
 from tests.node_agent.world import OWN
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.timeout(3600)]  # many changes
 
 CHANGES = int(os.environ.get("TIDEGATE_POLICY_CHANGES", "500"))
 EVERY = 0.01  # seconds

@@ -89,7 +89,6 @@ FAULTS = [
         "tuple(ingress)",
     ),
     Fault("an empty from is nobody", f"{SYNC}/compile.py", "if not peers:", "if peers is None:"),
-    Fault("an empty ports is no port", f"{SYNC}/compile.py", "if not ports:", "if ports is None:"),
     Fault(
         "endPort is left out",
         f"{SYNC}/compile.py",
