@@ -14,6 +14,8 @@ from tests.node_agent.world import (
 )
 
 from node_agent.entries import SUBJECT_INGRESS_ISOLATED
+from tidegate.records import PeerSet, encode
+from tidegate.records.addresses import pack_address
 
 WEB, DB, JOB = 1001, 1002, 1003
 IP, DB_IP = "10.0.1.5", "10.0.1.6"
@@ -22,7 +24,8 @@ SIZES = {"members": 10, "rules": 4, "peer_blocks": 3}
 
 def policy(number: int, group: int, count: int) -> Values:
     """One rule for one set of so many members."""
-    return {**rules(number, from_set(group)), **members(group, 0, *range(2000, 2000 + count))}
+    known = {KEYS.peer_set(group): encode(PeerSet(text="some pods"))}
+    return {**known, **rules(number, from_set(group)), **members(group, 0, *range(2000, 2000 + count))}
 
 
 def programmed(agent: Agent) -> dict[int, int]:
@@ -46,6 +49,8 @@ def test_a_subject_keeps_its_complete_rules_until_there_is_room_for_the_new_ones
     agent.change({**pod("db", DB, DB_IP), **subject(DB, 7), **policy(7, 302, 3)})
     before = dict(agent.kernel["subjects"]), dict(agent.kernel["rules"]), dict(agent.kernel["members"])
     agent.change({**policy(6, 301, 6), **subject(WEB, 6)})
+    # As policy-sync, which knows of no node that it still uses them.
+    agent.remove(KEYS.rules(5), KEYS.peers(300, 0), KEYS.peer_set(300))
     assert (agent.kernel["subjects"], agent.kernel["rules"], agent.kernel["members"]) == before
     assert agent.view.refused_policies == {
         "policies of default/web": "map members: 6 entries more, and the map holds 10",
@@ -57,6 +62,7 @@ def test_a_subject_keeps_its_complete_rules_until_there_is_room_for_the_new_ones
     settled(agent)
     assert programmed(agent) == {WEB: 6}
     assert (members_of(agent, 300), members_of(agent, 301)) == (0, 6)
+    assert agent.rows("rules").keys() == {(6, 0, 6, 16, 80)}
     assert agent.view.refused_policies == {}
 
 
@@ -105,6 +111,26 @@ def test_a_member_that_finds_no_room_is_left_out_and_hinders_nothing() -> None:
     assert agent.view.refused_policies == {}
     agent.remove(KEYS.peers(300, 1))
     assert members_of(agent, 300) == 2
+
+
+def test_a_subject_keeps_its_rules_over_a_restart_also_where_their_records_are_gone() -> None:
+    agent = Agent(sizes=SIZES)
+    old = {**rules(5, type(from_set(300))(direction=0, sets=(300,), blocks=700)), **members(300, 0, 2000, 2001, 2002)}
+    old |= {**blocks(700, 0, ("10.0.0.0/8", 301), ("10.1.0.0/16", 0)), **members(301, 0, 2003)}
+    agent.route({IP: 7})
+    agent.snapshot({**pod("web", WEB, IP), **subject(WEB, 5), **old})
+    before = {name: dict(agent.kernel[name]) for name in ("subjects", "rules", "members", "peer_blocks", "endpoints")}
+    again = agent.restarted()
+    again.view.set_host({pack_address(IP): 7}, frozenset())  # nothing is written before the first snapshot
+    again.snapshot({**pod("web", WEB, IP), **subject(WEB, 6), **policy(6, 302, 7)})
+    assert list(again.view.refused_policies) == ["policies of default/web"]
+    assert {name: again.kernel[name] for name in before} == before
+    again.change(policy(6, 302, 6))
+    again.change(pod("web", WEB, IP))
+    settled(again)
+    assert programmed(again) == {WEB: 6}
+    assert (members_of(again, 300), members_of(again, 301), members_of(again, 302)) == (0, 0, 6)
+    assert again.rows("peer_blocks") == {}
 
 
 def test_a_restart_counts_what_stands_already_once() -> None:

@@ -129,6 +129,35 @@ class Entries:
         key = self._keys["peer_blocks"].pack(prefix=32 + prefix, set=group, addr=address)
         return key, self._values["peer_blocks"].pack(value=needed)
 
+    def subject_of(self, value: bytes) -> tuple[int, int]:
+        """Policy and flags."""
+        fields = self._values["subjects"].unpack(value)
+        return int(fields["policy"]), int(fields["flags"])
+
+    def rule_of(self, key: bytes, value: bytes) -> tuple[int, Rule]:
+        """Policy, and its rule."""
+        where, what = self._keys["rules"].unpack(key), self._values["rules"].unpack(value)
+        rule = Rule(
+            direction=where["direction"],
+            protocol=where["protocol"],
+            port=where["port"],
+            prefix=where["length"],
+            sets=tuple(what["sets"][: what["count"]]),
+            blocks=what["blocks"],
+        )
+        return int(where["policy"]), rule
+
+    def member_of(self, key: bytes) -> tuple[int, int]:
+        """Set and identity."""
+        fields = self._keys["members"].unpack(key)
+        return int(fields["set"]), int(fields["member"])
+
+    def peer_block_of(self, key: bytes, value: bytes) -> tuple[int, tuple[bytes, int, int]]:
+        """Set; address, prefix length and what holds there."""
+        fields = self._keys["peer_blocks"].unpack(key)
+        held = int(self._values["peer_blocks"].unpack(value)["value"])
+        return int(fields["set"]), (bytes(fields["addr"]), int(fields["prefix"]) - 32, held)
+
 
 def length_bit(rule: Rule) -> int:
     return LENGTH_ANY_PROTOCOL if rule.protocol == 0 else 1 << rule.prefix

@@ -5,13 +5,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 
 from node_agent.entries import PRESENT, Entries, length_bit
+from node_agent.recall import Member, recall
 from node_agent.table import Tables
 from tidegate.records import FIRST_SET, PeerShard, Rule, Rules, Subject
 
+NO_SHARD = -1  # where the members of a set stand that has no records any more
 SIZED = ("rules", "members", "peer_blocks")
-
-# Of a set: an identity, or an address, a prefix length and what holds there (records.PeerShard).
-Member = int | tuple[bytes, int, int]
 
 
 class PolicyView:
@@ -41,6 +40,7 @@ class PolicyView:
         self._set_users: Counter[int] = Counter()
         self._dirty: set[int] = set()  # identities
         self._changed_shards: list[tuple[int, int, PeerShard | None]] = []  # of sets in use
+        self._gone: set[int] = set()  # sets in use that are no more: rules that find no room leave others in force
 
     def judged(self, identity: int) -> bool:
         """Whether the identity's rules are known: only then may packets be judged by it."""
@@ -95,6 +95,13 @@ class PolicyView:
         self._dirty.update(concerned)
         return concerned
 
+    def set_set(self, group: int, present: bool) -> None:
+        """Without this, a set without shards would be one without members."""
+        if present:
+            self._gone.discard(group)
+        elif group in self._set_users:
+            self._gone.add(group)
+
     def set_shard(self, group: int, shard: int, record: PeerShard | None) -> None:
         """A set that is in use changes once all subjects have their rules: it may go with their old ones."""
         if group in self._set_users:
@@ -103,6 +110,8 @@ class PolicyView:
             self._change_shard(group, shard, record)
 
     def _change_shard(self, group: int, shard: int, record: PeerShard | None) -> None:
+        if record is None and group in self._gone:
+            return  # it is still in use, as it was
         shards = self._shards.setdefault(group, {})
         before = shards.pop(shard, frozenset())
         after: frozenset[Member] = frozenset((*record.members, *record.blocks)) if record else frozenset()
@@ -148,10 +157,24 @@ class PolicyView:
         reason = "" if policy in self._policy_users else self._lacking(policy)
         if reason:
             self.refused[identity] = reason
+            if identity not in self._programmed:
+                self._recall(identity)
             return False
         self.refused.pop(identity, None)
         self._program(identity, policy)
         return True
+
+    def _recall(self, identity: int) -> None:
+        """After a restart: what the kernel holds for the identity stays, also where no record of it is left."""
+        found = recall(self._tables, self._entries, identity)
+        if found is None:
+            return
+        self._rules.setdefault(found.policy, found.rules)
+        for group, members in found.sets.items():
+            if group not in self._shards and members:
+                self._shards[group] = {NO_SHARD: members}
+                self._gone.add(group)
+        self._program(identity, found.policy)
 
     def _lacking(self, policy: int) -> str:
         """Why a policy that nobody has here finds no room; empty where it does."""
@@ -245,6 +268,9 @@ class PolicyView:
             del self._set_users[group]
             for member in self._members(group):
                 self._member(group, member, False, self._tables.retire)
+            if group in self._gone:
+                self._gone.discard(group)
+                self._shards.pop(group, None)
 
     def _members(self, group: int) -> frozenset[Member]:
         return frozenset().union(*self._shards.get(group, {}).values())

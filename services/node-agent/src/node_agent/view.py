@@ -20,6 +20,7 @@ from tidegate.records import (
     Keyspace,
     Masquerade,
     Node,
+    PeerSet,
     PeerShard,
     Record,
     RecordError,
@@ -31,7 +32,7 @@ from tidegate.records import (
 from tidegate.records.keys import Parsed
 from tidegate.store import Operation, Put
 
-KINDS = (Node, Masquerade, Endpoint, Service, BackendShard, PeerShard, Rules, Subject)
+KINDS = (Node, Masquerade, Endpoint, Service, BackendShard, PeerSet, PeerShard, Rules, Subject)
 
 
 class View:
@@ -67,6 +68,7 @@ class View:
             Endpoint: lambda name, record: self._set_endpoint((name[0], name[1]), record),
             Service: lambda name, record: self._set_service((name[0], name[1]), record),
             BackendShard: lambda name, record: self._set_backends((name[0], name[1]), int(name[2]), record),
+            PeerSet: lambda name, record: self.policy.set_set(int(name[0]), record is not None),
             PeerShard: lambda name, record: self.policy.set_shard(int(name[0]), int(name[1]), record),
             Rules: self._set_rules,
             Subject: self._set_subject,
