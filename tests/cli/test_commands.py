@@ -12,8 +12,8 @@ from click.testing import CliRunner, Result
 from tests.cli.conftest import DB, IDLE, KEYS, WEB, records
 
 from tidegate.cli import cluster
-from tidegate.cli.cluster import parse
-from tidegate.cli.monitor import line
+from tidegate.cli.cluster import Cluster, parse
+from tidegate.cli.monitor import line, why
 from tidegate.cli.render import plain, ports
 from tidegate.cli.root import tidegate
 from tidegate.cli.status import collect
@@ -233,6 +233,37 @@ def test_plain_values() -> None:
         "protocol": "UDP",
         "x": ["::"],
     }
+
+
+@pytest.mark.parametrize(
+    ("reason", "direction", "ends", "port", "text"),
+    [
+        ("POLICY_INGRESS", "egress", (IDLE, DB), 5432, "ingress: isolated by shop/db, and nothing allows it"),
+        ("FORWARDED", "ingress", (WEB, DB), 5432, "ingress: shop/db: TCP 5432 for namespace shop: pods app=web"),
+        ("FORWARDED", "egress", (WEB, DB), 5432, "egress: no policy isolates its egress"),
+        ("POLICY_INGRESS", "ingress", (WEB, DB), 5432, ""),  # another rule has come since
+    ],
+)
+def test_an_event_and_the_policies_behind_it(
+    reason: str, direction: str, ends: tuple[int, int], port: int, text: str
+) -> None:
+    event = {
+        "node": "n1",
+        "hook": "from-pod",
+        "reason": reason,
+        "direction": direction,
+        "protocol": 6,
+        "source": "10.1.0.4",
+        "source_port": 4000,
+        "source_identity": ends[0],
+        "destination": "10.1.0.3",
+        "destination_port": port,
+        "destination_identity": ends[1],
+    }
+    found = why(event, parse(KEYS, {key: encode(record) for key, record in records().items()}))
+    assert found == text
+    assert (f"({text})" in line({**event, "why": found}, {}).plain) == bool(text)
+    assert why({"lost": 3, "node": "n1"}, Cluster()) == ""
 
 
 def test_an_event_in_one_line() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from contextlib import suppress
 from typing import Any
 
@@ -11,10 +12,17 @@ from rich.console import Console
 from rich.text import Text
 
 from tidegate.cli import agents, render
-from tidegate.cli.cluster import here, load, reads_cluster
+from tidegate.cli.cluster import Cluster, here, load, read_all, reads_cluster, resolve
 from tidegate.cli.output import output_option
-from tidegate.records.addresses import unpack_address
+from tidegate.cli.verdicts import Peer, judge
+from tidegate.records import Direction, Rules
+from tidegate.records.addresses import pack_address, unpack_address
 from tidegate.runtime.settings import CommonSettings
+from tidegate.store import StoreError
+
+# Reasons of events that policies are behind → the direction that they speak of; None: that of the event.
+VERDICTS = {"POLICY_EGRESS": Direction.EGRESS, "POLICY_INGRESS": Direction.INGRESS, "FORWARDED": None}
+REREAD = 2.0  # seconds
 
 
 @click.command()
@@ -22,30 +30,67 @@ from tidegate.runtime.settings import CommonSettings
 @click.option("--node", help="Only this node.")
 @click.option("--drops/--no-drops", default=True, show_default=True)
 @click.option("--verdicts/--no-verdicts", default=False, show_default=True, help="Connections that are allowed.")
+@click.option(
+    "--verdict", type=click.Choice(["allow", "deny"]), help="Only what policies allow or deny, and which of them do."
+)
+@click.option("-f", "--follow", is_flag=True, help="As it always does.")
 @output_option
-def monitor(common: CommonSettings, node: str | None, drops: bool, verdicts: bool, output: str) -> None:
+def monitor(
+    common: CommonSettings,
+    node: str | None,
+    drops: bool,
+    verdicts: bool,
+    verdict: str | None,
+    follow: bool,  # noqa: ARG001  # habit of those who write it
+    output: str,
+) -> None:
     """Shows drops, and with --verdicts new connections, of the nodes on this machine until you stop it."""
     found = agents.find(here(), node)
     if not found:
         which = f"no agent of node {node}" if node else "no agent"
         raise click.ClickException(f"{which} on this machine (none under {here()})")
-    names = {} if output == "json" else {unpack_address(a): name for a, name in load(common).addresses().items()}
+    if verdict:
+        drops, verdicts = verdict == "deny", verdict == "allow"
+    cluster = load(common) if verdict or output != "json" else Cluster()
     with suppress(KeyboardInterrupt):
-        asyncio.run(_follow_all(found, drops, verdicts, names, output))
+        asyncio.run(_follow_all(found, (drops, verdicts), verdict is not None, Records(common, cluster), output))
+
+
+class Records:
+    """What etcd says, read again when events name rules that were not there, at most once in some seconds."""
+
+    def __init__(self, common: CommonSettings, cluster: Cluster) -> None:
+        self._common = common
+        self._read = time.monotonic()
+        self.cluster = cluster
+        self.names = {unpack_address(address): name for address, name in cluster.addresses().items()}
+
+    async def know(self, policy: int) -> None:
+        if (str(policy),) in self.cluster.all(Rules) or time.monotonic() - self._read < REREAD:
+            return
+        self._read = time.monotonic()
+        with suppress(StoreError):  # what is known is better than nothing
+            self.cluster = await read_all(resolve(self._common))
+            self.names = {unpack_address(address): name for address, name in self.cluster.addresses().items()}
 
 
 async def _follow_all(
-    found: list[agents.Found], drops: bool, verdicts: bool, names: dict[str, str], output: str
+    found: list[agents.Found], kinds: tuple[bool, bool], explained: bool, records: Records, output: str
 ) -> None:
     console = Console(highlight=False, soft_wrap=True)
 
     async def follow(agent: agents.Found) -> None:
         try:
-            async for event in agents.events(agent, drops, verdicts):
+            async for event in agents.events(agent, *kinds):
+                if explained:
+                    if "lost" not in event and event["reason"] not in VERDICTS:
+                        continue
+                    await records.know(event.get("policy", 0))
+                    event["why"] = why(event, records.cluster)
                 if output == "json":
                     click.echo(json.dumps(event))
                 else:
-                    console.print(line(event, names))
+                    console.print(line(event, records.names))
         except (aiohttp.ClientError, OSError) as error:
             click.echo(f"{agent.node}: the agent does not answer on {agent.socket}: {error}", err=True)
 
@@ -68,4 +113,21 @@ def line(event: dict[str, Any], names: dict[str, str]) -> Text:
     text = Text(f"{event['node']:10} {event['hook']:12} ")
     text.append(f"{'allowed' if forwarded else event['reason']:16}", style="green" if forwarded else "red")
     text.append(f" {render.protocol(event['protocol']):4} {ends[0]} -> {ends[1]}")
+    if event.get("why"):
+        text.append(f"  ({event['why']})", style="dim")
     return text
+
+
+def why(event: dict[str, Any], cluster: Cluster) -> str:
+    """The policies behind a verdict; nothing where the records say something else by now. Pure."""
+    if "lost" in event:
+        return ""
+    allowed = event["reason"] == "FORWARDED"
+    direction = VERDICTS[event["reason"]]
+    if direction is None:
+        direction = Direction.EGRESS if event["direction"] == "egress" else Direction.INGRESS
+    subject, peer = ("source", "destination") if direction == Direction.EGRESS else ("destination", "source")
+    other = Peer(event[f"{peer}_identity"], pack_address(event[peer]))
+    arguments = event[f"{subject}_identity"], other, direction, event["protocol"], event["destination_port"]
+    found = judge(cluster, *arguments)
+    return f"{render.DIRECTIONS[direction]}: {found.why}" if found.allowed == allowed else ""
