@@ -17,7 +17,20 @@ import pytest
 from tests.bpf.kernel import entered, run_pinned
 from tests.bpf.packets import SHOT
 from tests.cluster.conftest import Cluster, equal, until
-from tests.cluster.policy_steps import NAMES, NAMESPACES, NUMBERS, PODS, Object, Probe, Step, steps
+from tests.cluster.policy_steps import (
+    NAMES,
+    NAMESPACES,
+    NUMBERS,
+    PODS,
+    Object,
+    Probe,
+    Step,
+    block,
+    match,
+    policy,
+    spaces,
+    steps,
+)
 from tests.policy.model import Documentation, Packet
 from tests.policy.programs import raw
 
@@ -256,3 +269,73 @@ def test_who_reaches_whom_at_each_step(suite: Suite) -> None:
             assert differences(suite.by_packets(), wanted) == [], step.name
     finally:
         arrange(suite, before, Step("nothing", [], lambda _: True))
+
+
+# A client of x/a: for each line of standard input it sends one, and prints whether an answer comes.
+TALKER = """
+import socket, sys
+s = socket.create_connection((sys.argv[1], 80), 5)
+s.recv(200)
+s.settimeout(3)
+for line in sys.stdin:
+    try:
+        s.send(b"x\\n")
+        print("answered" if s.recv(200) else "ended", flush=True)
+    except TimeoutError:
+        print("silent", flush=True)
+"""
+
+
+class Talker:
+    """A connection that lives."""
+
+    def __init__(self, suite: Suite, source: str) -> None:
+        command = suite.cluster.command_in(source, sys.executable, "-S", "-E", "-c", TALKER, suite.address("x/a", 4))
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def ask(self) -> str:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        return self.process.stdout.readline().strip()
+
+    def close(self) -> None:
+        self.process.terminate()
+        self.process.communicate()
+
+
+ALWAYS = spaces(match(ns="z"))
+RED, ROLE = spaces(match(team="red")), spaces({}, role="client")
+
+
+def revoking(host: str) -> dict[str, tuple[Step, Step]]:
+    """What revoked it → the states before and after, for y/b, whose address is `host`. z/b is allowed all the time."""
+
+    def of(peer: Object, **labels: Any) -> Step:
+        return Step("", [policy("x/p", match(pod="a"), ingress=[{"from": [peer, ALWAYS]}])], lambda _: True, **labels)
+
+    red, blue = {"y": {"team": "red"}}, {"y": {"team": "blue"}}
+    return {
+        "the policy": (of(spaces(match(ns="y"))), of(spaces(match(ns="x")))),
+        "the labels of the namespace": (of(RED, namespace_labels=red), of(RED, namespace_labels=blue)),
+        "the labels of the pod": (of(ROLE, pod_labels={"y/b": {"role": "client"}}), of(ROLE)),
+        "an exception": (of(block("0.0.0.0/0")), of(block("0.0.0.0/0", f"{host}/32"))),
+    }
+
+
+@pytest.mark.parametrize("what", revoking(""))
+def test_a_connection_that_lives_is_cut_and_another_goes_on(suite: Suite, what: str) -> None:
+    allowing, revoked = revoking(suite.address("y/b", 4))[what]
+    arrange(suite, None, allowing)
+    talkers = {source: Talker(suite, source) for source in ("y/b", "z/b")}
+    try:
+        assert {source: talker.ask() for source, talker in talkers.items()} == dict.fromkeys(talkers, "answered")
+        arrange(suite, allowing, revoked)
+        assert {source: talker.ask() for source, talker in talkers.items()} == {"y/b": "silent", "z/b": "answered"}
+        arrange(suite, revoked, allowing)
+        until("it goes on", lambda: talkers["y/b"].ask() == "answered")
+    finally:
+        for talker in talkers.values():
+            talker.close()
+        arrange(suite, allowing, Step("nothing", [], lambda _: True))
