@@ -35,6 +35,7 @@ from tests.policy.model import Documentation, Packet
 from tests.policy.programs import raw
 
 from node_agent.loader import read_manifest
+from playground.layout import EXTERNAL_ADDRESS, NodeAddresses
 from tidegate.records.addresses import is_ipv4, pack_address
 
 pytestmark = [pytest.mark.root, pytest.mark.cluster, pytest.mark.timeout(600)]
@@ -339,3 +340,59 @@ def test_a_connection_that_lives_is_cut_and_another_goes_on(suite: Suite, what: 
         for talker in talkers.values():
             talker.close()
         arrange(suite, allowing, Step("nothing", [], lambda _: True))
+
+
+SERVER = """
+import socket, sys
+s = socket.create_server(("", 8099))
+print("ready", flush=True)
+while True:
+    c, _ = s.accept()
+    c.sendall(b"outside/server\\n")
+    c.close()
+"""
+
+
+def test_blocks_hold_for_nodes_and_the_outside(suite: Suite) -> None:
+    """Both ways; the pod's own node reaches it whatever its policies say."""
+    layout = suite.cluster.layout
+    own = suite.objects["x/a"]["spec"]["nodeName"]
+    other = next(node for node in NODES if node != own)
+    places = {"outside": layout.external, own: layout.node_namespace(own), other: layout.node_namespace(other)}
+    clients = {name: Reacher(["ip", "netns", "exec", space, *REACHER]) for name, space in places.items()}
+    addresses = {name: NodeAddresses(1 + NODES.index(name)).address for name in (own, other)}
+    addresses["outside"] = EXTERNAL_ADDRESS
+    command = ["ip", "netns", "exec", layout.external, sys.executable, "-c", SERVER]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    before = Step("nothing", [], lambda _: True)
+
+    def reaching() -> set[str]:
+        for client in clients.values():
+            client.ask([(suite.address("x/a", 4), 80, "TCP")])
+        return {name for name, client in clients.items() if client.answers() == ["x/a"]}
+
+    def reached() -> bool:
+        suite.reachers["x/a"].ask([(EXTERNAL_ADDRESS, 8099, "TCP")])
+        return suite.reachers["x/a"].answers() == ["outside/server"]
+
+    try:
+        assert server.stdout is not None
+        assert server.stdout.readline() == "ready\n"
+        for allowed in ({"outside"}, {other}, {"outside", other}, set[str]()):
+            peers = [block(f"{addresses[name]}/32") for name in sorted(allowed)] or [block("203.0.113.0/24")]
+            rules: Object = {
+                "policyTypes": ["Ingress", "Egress"],
+                "ingress": [{"from": peers}],
+                "egress": [{"to": peers}],
+            }
+            step = Step("blocks", [policy("x/p", match(pod="a"), **rules)], lambda _: True)
+            arrange(suite, before, step)
+            before = step
+            equal(f"who reaches the pod, {allowed}", reaching, {own, *allowed})
+            equal(f"whether it reaches the outside, {allowed}", reached, "outside" in allowed)
+    finally:
+        for client in clients.values():
+            client.close()
+        server.terminate()
+        server.communicate()
+        arrange(suite, before, Step("nothing", [], lambda _: True))
