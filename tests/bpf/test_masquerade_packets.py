@@ -167,8 +167,12 @@ def test_an_exempt_range(node: Loaded, words: Family) -> None:
     assert leaves(node, words, packet) == (UNSPEC, bytes(packet))
 
 
-def test_a_stream_of_which_nothing_is_known_goes_on_as_it_is(node: Loaded, words: Family) -> None:
-    packet = frame(words.sent(words.pod), TCP(sport=4000, dport=80, flags="A"))
+MIDDLES = {"TCP": TCP(sport=4000, dport=80, flags="A"), "SCTP": SCTP(sport=4000, dport=9) / Raw(b"1234")}
+
+
+@pytest.mark.parametrize("content", MIDDLES.values(), ids=MIDDLES.keys())
+def test_a_stream_of_which_nothing_is_known_goes_on_as_it_is(node: Loaded, words: Family, content: Packet) -> None:
+    packet = frame(words.sent(words.pod), content)
     assert leaves(node, words, packet) == (UNSPEC, bytes(packet))
 
 
