@@ -60,18 +60,14 @@ static bool check_source(struct __sk_buff *skb, struct flow *flow)
 }
 
 /* From the pod to whom it is for by now: a pod, the node, or out of it. */
-static int deliver_from_pod(struct __sk_buff *skb, struct flow *flow)
+static int find_receiver(struct flow *flow)
 {
-	u32 ifindex = flow->ifindex;
-	if (!ifindex) {
-		struct endpoint *destination = endpoints.lookup(&flow->destination);
-		if (destination && destination->flags & EP_OWN_NODE)
-			return TC_ACT_UNSPEC;
-		if (!destination || !destination->ifindex)
-			return deliver_to_network(skb, flow);
-		ifindex = destination->ifindex;
-	}
-	return deliver_to_pod(skb, flow, ifindex);
+	if (flow->ifindex)
+		return DELIVER;
+	struct endpoint *destination = endpoints.lookup(&flow->destination);
+	if (destination && destination->flags & EP_OWN_NODE)
+		return TC_ACT_UNSPEC;
+	return destination && destination->ifindex ? deliver(flow, destination->ifindex) : LEAVE;
 }
 
 static int handle_error_from_pod(struct __sk_buff *skb, struct flow *flow)
@@ -81,12 +77,11 @@ static int handle_error_from_pod(struct __sk_buff *skb, struct flow *flow)
 	int action = hairpin_error(skb, flow);
 	if (action != TC_ACT_UNSPEC)
 		return action;
-	if (!translate_error(skb, flow))
-		return NO_ACTION;
+	translate_error(flow);
 	/* A pod can complain about packets to itself only. */
 	if (!same_addr(&flow->translation_key.vip, &flow->source))
 		return stop(flow, REASON_ICMP_UNRELATED);
-	return relate(skb, flow) ? deliver_from_pod(skb, flow) : NO_ACTION;
+	return relate(flow) ? find_receiver(flow) : NO_ACTION;
 }
 
 static int handle_from_pod(struct __sk_buff *skb, struct flow *flow)
@@ -106,13 +101,31 @@ static int handle_from_pod(struct __sk_buff *skb, struct flow *flow)
 	}
 	if (flags & EP_POD)
 		flow->ifindex = addressed->ifindex;
-	else if (!translate(skb, flow))
+	else if (!translate(flow))
 		return NO_ACTION;
 	if (is_of_stack(flow))
 		return TC_ACT_UNSPEC;
 	if (flow->vip_known && same_addr(&flow->source, &flow->destination))
 		return hairpin(skb, flow);
-	return track(skb, flow) ? deliver_from_pod(skb, flow) : NO_ACTION;
+	return track(skb, flow) ? find_receiver(flow) : NO_ACTION;
+}
+
+/* Each of the ways on stands here once: the compiler puts all of it into one program. */
+static int carry_from_pod(struct __sk_buff *skb, struct flow *flow, int decided)
+{
+	int action = settle(flow, decided);
+	if (action == LEAVE)
+		action = find_way_out(skb, flow);
+	else if (action == DELIVER)
+		action = find_way_in(skb, flow);
+	action = settle(flow, action);
+	if (action != PASS_ON)
+		return action;
+	bool into_pod = flow->ifindex;
+	if (into_pod ? flow->hairpin : flow->as_node)
+		if (!speak_as_node(flow, into_pod ? NO_DEVICE : flow->route.ifindex))
+			return NO_ACTION;
+	return pass_on(skb, flow);
 }
 
 int PROGRAM(from_pod)(struct __sk_buff *skb)
@@ -122,7 +135,7 @@ int PROGRAM(from_pod)(struct __sk_buff *skb)
 	struct flow *flow = new_flow(HOOK_FROM_POD, DIRECTION_EGRESS);
 	if (!flow)
 		return TC_ACT_SHOT;
-	int action = handle_from_pod(skb, flow);
+	int action = seal(skb, flow, carry_from_pod(skb, flow, handle_from_pod(skb, flow)));
 	if (action == NO_ACTION && is_answerable(flow))
 		return answer(skb, flow, true);
 	return finish(skb, flow, action);
@@ -147,12 +160,13 @@ static int handle_to_pod(struct __sk_buff *skb, struct flow *flow)
 	if (flow->kind == KIND_ICMP_ERROR) {
 		if (!read_quoted(skb, flow))
 			return NO_ACTION;
-		if (!relate(skb, flow))
+		if (!relate(flow))
 			return from_node || flow->judged ? TC_ACT_UNSPEC : NO_ACTION;
 	} else if (!track(skb, flow)) {
 		return NO_ACTION;
 	}
-	return untranslate(skb, flow) ? TC_ACT_UNSPEC : NO_ACTION;
+	untranslate(flow);
+	return TC_ACT_UNSPEC;
 }
 
 int PROGRAM(to_pod)(struct __sk_buff *skb)
@@ -162,5 +176,5 @@ int PROGRAM(to_pod)(struct __sk_buff *skb)
 	struct flow *flow = new_flow(HOOK_TO_POD, DIRECTION_INGRESS);
 	if (!flow)
 		return TC_ACT_SHOT;
-	return finish(skb, flow, handle_to_pod(skb, flow));
+	return finish(skb, flow, seal(skb, flow, handle_to_pod(skb, flow)));
 }

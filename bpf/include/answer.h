@@ -111,6 +111,7 @@ static bool become_error(struct __sk_buff *skb, struct flow *flow)
 /* The end of a packet that its sender is told of. */
 static int answer(struct __sk_buff *skb, struct flow *flow, bool to_pod)
 {
+	forget_changes(flow);
 	count(flow->reason, skb->len);
 	tell_drop(skb, flow, flow->reason);
 	bool reset = flow->protocol == IPPROTO_TCP && is_refused(flow);

@@ -4,6 +4,11 @@
  * error, fragment or route in a way of its own goes to the stack. It forwards such packets under our mark. */
 #pragma once
 
+/* What becomes of a packet that is none of tc's actions, and not refused. */
+#define DELIVER 0x101 /* to the pod of this node behind flow->ifindex */
+#define LEAVE 0x102   /* out of the node */
+#define PASS_ON 0x103 /* there, past the stack: nothing stands against it */
+
 #define MARK_MASK 0x00f00000
 #define MARK_JUDGED 0x00100000
 
@@ -16,30 +21,33 @@ static int to_stack(struct __sk_buff *skb)
 
 /* The client of a Service gets replies from the address that it spoke to. Done last, where the packet is handed over:
  * what the stack answers on the way must quote the packet as the backend sent it. */
-static bool untranslate(struct __sk_buff *skb, struct flow *flow)
+static void untranslate(struct flow *flow)
 {
 	if (!flow->nat_reply)
-		return true;
+		return;
 	if (flow->kind == KIND_ICMP_ERROR)
-		return untranslate_error(skb, flow);
-	return set_source(skb, flow, &flow->vip, flow->vip_port);
+		untranslate_error(flow);
+	else
+		set_source(flow, &flow->vip, flow->vip_port);
 }
 
-/* Into a pod of this node, whose host-side veth has this ifindex. Its egress program does not see the packet. */
-static int deliver_to_pod(struct __sk_buff *skb, struct flow *flow, u32 ifindex)
+static int deliver(struct flow *flow, u32 ifindex)
+{
+	flow->ifindex = ifindex;
+	return DELIVER;
+}
+
+/* Into a pod of this node, whose host-side veth is flow->ifindex. Its egress program does not see the packet. */
+static int find_way_in(struct __sk_buff *skb, struct flow *flow)
 {
 	if (skb->pkt_type != PACKET_HOST || flow->ttl <= 1)
 		return to_stack(skb);
-	if (flow->length > SMALLEST_MTU) {
-		u32 mtu = 0;
-		if (bpf_check_mtu(skb, ifindex, &mtu, 0, 0) < 0)
-			return stop(flow, REASON_NO_ROUTE);
-		if (flow->length > mtu)
-			return to_stack(skb);
-	}
-	if (!lower_ttl(skb, flow) || !untranslate(skb, flow))
-		return NO_ACTION;
-	return bpf_redirect_peer(ifindex, 0);
+	if (flow->length <= SMALLEST_MTU)
+		return PASS_ON;
+	u32 mtu = 0;
+	if (bpf_check_mtu(skb, flow->ifindex, &mtu, 0, 0) < 0)
+		return stop(flow, REASON_NO_ROUTE);
+	return flow->length > mtu ? to_stack(skb) : PASS_ON;
 }
 
 static bool is_uplink(u32 ifindex)
@@ -61,30 +69,8 @@ static long find_route(struct __sk_buff *skb, struct flow *flow, u32 length)
 	return bpf_fib_lookup(skb, route, sizeof(*route), 0);
 }
 
-/* To the next hop of flow->route. */
-static int send_out(struct __sk_buff *skb, struct flow *flow)
-{
-	struct bpf_fib_lookup *route = &flow->route;
-	if (!lower_ttl(skb, flow) || !untranslate(skb, flow))
-		return NO_ACTION;
-	flow->nexthop.nh_family = route->family;
-	__builtin_memcpy(flow->nexthop.ipv6_nh, route->ipv6_dst, sizeof(route->ipv6_dst));
-	return redirect_neigh(route->ifindex, &flow->nexthop, sizeof(flow->nexthop), 0);
-}
-
-/* Whether the packet may leave through the device; with the node's address, where it is to have that. */
-static bool leave(struct __sk_buff *skb, struct flow *flow, u32 ifindex)
-{
-	if (!flow->as_node)
-		return true;
-	if (flow->kind == KIND_ICMP_ERROR)
-		return masquerade_pod_error(skb, flow, ifindex);
-	return masquerade_pod(skb, flow, ifindex);
-}
-
-/* Out of the node. Neighbours are left to the kernel in every case: who only copies addresses out of its table keeps
- * an old one for ever. */
-static int deliver_to_network(struct __sk_buff *skb, struct flow *flow)
+/* Out of the node, by flow->route. */
+static int find_way_out(struct __sk_buff *skb, struct flow *flow)
 {
 	/* Broadcasts are for the node itself, if for anybody. */
 	if (skb->pkt_type != PACKET_HOST || flow->ttl <= 1)
@@ -92,15 +78,28 @@ static int deliver_to_network(struct __sk_buff *skb, struct flow *flow)
 	struct bpf_fib_lookup *route = &flow->route;
 	long found = find_route(skb, flow, flow->length);
 	if (found == BPF_FIB_LKUP_RET_FRAG_NEEDED) {
-		/* Too long: refused with ICMP, or fragmented, by the stack; then to_network gives it the node's address. That
-		 * lookup has not said where to. */
+		/* Too long: refused with ICMP, or fragmented, by the stack; then to_network does the rest. That lookup has not
+		 * said where to. */
 		find_route(skb, flow, 0);
 		return is_uplink(route->ifindex) ? to_stack(skb) : stop(flow, REASON_NOT_UPLINK);
 	}
 	/* Local, unreachable, prohibited, forwarding off: the stack accepts or answers, and forwards nothing. */
 	if (found != BPF_FIB_LKUP_RET_SUCCESS && found != BPF_FIB_LKUP_RET_NO_NEIGH)
 		return TC_ACT_UNSPEC;
-	if (!is_uplink(route->ifindex))
-		return stop(flow, REASON_NOT_UPLINK);
-	return leave(skb, flow, route->ifindex) ? send_out(skb, flow) : NO_ACTION;
+	return is_uplink(route->ifindex) ? PASS_ON : stop(flow, REASON_NOT_UPLINK);
+}
+
+/* Hands the packet over: to flow->ifindex, or to the next hop of flow->route. Neighbours are left to the kernel in every
+ * case: who only copies addresses out of its table keeps an old one for ever. */
+static int pass_on(struct __sk_buff *skb, struct flow *flow)
+{
+	if (!lower_ttl(skb, flow))
+		return NO_ACTION;
+	untranslate(flow);
+	if (flow->ifindex)
+		return bpf_redirect_peer(flow->ifindex, 0);
+	struct bpf_fib_lookup *route = &flow->route;
+	flow->nexthop.nh_family = route->family;
+	__builtin_memcpy(flow->nexthop.ipv6_nh, route->ipv6_dst, sizeof(route->ipv6_dst));
+	return redirect_neigh(route->ifindex, &flow->nexthop, sizeof(flow->nexthop), 0);
 }

@@ -83,7 +83,7 @@ struct ends {
 };
 
 struct flow {
-	/* The packet as it is on the wire now, that is: after what translation has done so far. */
+	/* The packet as it is to be: on the wire it is rewritten at the end (nat.h). */
 	struct addr source;
 	struct addr destination;
 	__be16 source_port;
@@ -113,14 +113,19 @@ struct flow {
 	bool reply;     /* the packet goes from the responder to the initiator */
 	bool from_node; /* opened by the node itself */
 	bool judged;    /* a program before the stack has judged the packet */
+	bool ours;      /* of what the network brings: for a pod, or for a backend here */
 	bool vip_known; /* vip, vip_port and service below are set */
 	bool nat_reply; /* goes from the backend to the client of a translated connection */
 	bool as_node;   /* leaves the node under the node's address, if it leaves it */
+	bool hairpin;   /* goes back to the pod that it is from, under the node's address */
 	struct addr vip;
 	__be16 vip_port;
-	u16 pad;
+	bool changed;        /* the ends above are not those on the wire any more */
+	bool quoted_changed; /* the same for the packet that an ICMP error quotes */
 	u32 service;
 	u32 policy;
+	u32 action; /* as in seal() */
+
 
 	/* Offset of the packet quoted in an ICMP error, and of its transport header. */
 	u32 quoted;
@@ -130,7 +135,8 @@ struct flow {
 	 * read, and padding is never anything else than zero. */
 	union ip_header ip;
 	struct packet packet;
-	struct ends came;
+	struct ends wire; /* how they are there, if changed */
+	struct ends quoted_wire;
 	struct connection fresh;
 	/* For the judge: who opened the connection to whom. */
 	struct addr initiator;

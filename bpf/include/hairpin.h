@@ -5,13 +5,11 @@
 
 static int hairpin(struct __sk_buff *skb, struct flow *flow)
 {
-	struct addr node;
-	/* The stack takes no packet from a pod with an address of the node. The answer quotes it as it was sent. */
+	/* The stack takes no packet from a pod with an address of the node. */
 	if (flow->ttl <= 1)
-		return set_destination(skb, flow, &flow->vip, flow->vip_port) ? stop(flow, REASON_TTL) : NO_ACTION;
-	if (!read_node_address(NO_DEVICE, &node))
-		return stop(flow, REASON_NO_NODE_ADDRESS);
-	return masquerade(skb, flow, &node) ? deliver_to_pod(skb, flow, skb->ifindex) : NO_ACTION;
+		return stop(flow, REASON_TTL);
+	flow->hairpin = true;
+	return deliver(flow, skb->ifindex);
 }
 
 /* What the pod answers itself, to the node as it believes. TC_ACT_UNSPEC: it is none of that. */
@@ -20,8 +18,9 @@ static int hairpin_reply(struct __sk_buff *skb, struct flow *flow)
 	struct masqueraded *entry = find_masqueraded(flow);
 	if (!entry)
 		return TC_ACT_UNSPEC;
-	bool passed = unmasquerade_destination(skb, flow, entry) && unmasquerade_source(skb, flow);
-	return passed ? deliver_to_pod(skb, flow, skb->ifindex) : NO_ACTION;
+	unmasquerade_destination(flow, entry);
+	unmasquerade_source(flow);
+	return deliver(flow, skb->ifindex);
 }
 
 /* An ICMP error, whose quoted packet has been read: of the backend about the client's packet, or the other way. */
@@ -29,15 +28,16 @@ static int hairpin_error(struct __sk_buff *skb, struct flow *flow)
 {
 	struct addr node;
 	struct masqueraded *entry = find_masqueraded_quoted(flow);
-	bool passed;
 	if (entry) {
-		passed = unmasquerade_error(skb, flow, entry);
-	} else if (find_translation(flow) && same_addr(&flow->translation.backend, &flow->source)) {
-		if (!read_node_address(NO_DEVICE, &node))
-			return stop(flow, REASON_NO_NODE_ADDRESS);
-		passed = masquerade_error(skb, flow, &node) && set_source_address(skb, flow, &node);
-	} else {
-		return TC_ACT_UNSPEC;
+		unmasquerade_error(flow, entry);
+		return deliver(flow, skb->ifindex);
 	}
-	return passed ? deliver_to_pod(skb, flow, skb->ifindex) : NO_ACTION;
+	if (!find_translation(flow) || !same_addr(&flow->translation.backend, &flow->source))
+		return TC_ACT_UNSPEC;
+	if (!read_node_address(NO_DEVICE, &node))
+		return stop(flow, REASON_NO_NODE_ADDRESS);
+	if (!masquerade_error(flow, &node))
+		return NO_ACTION;
+	set_source_address(flow, &node);
+	return deliver(flow, skb->ifindex);
 }

@@ -33,6 +33,9 @@ static u64 (*netns_cookie)(void *ctx) = (void *)122;
  * the verifier cannot see. */
 #define OPAQUE(number) asm volatile("" : "+r"(number))
 
+/* Makes the compiler read again what lies in memory. */
+#define FORGET() asm volatile("" : : : "memory")
+
 /* Comparisons of addresses are arithmetic: each jump would double what the verifier has to walk. */
 static bool same_addr(const struct addr *a, const struct addr *b)
 {

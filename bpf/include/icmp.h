@@ -19,6 +19,11 @@ static bool read_quoted(struct __sk_buff *skb, struct flow *flow)
 	quoted->vip = packet->destination;
 	quoted->protocol = packet->protocol;
 	u8 kind = read_ports(packet->protocol, flow->header, &quoted->client_port, &quoted->vip_port);
+	struct ends *wire = &flow->quoted_wire;
+	wire->source = quoted->client;
+	wire->destination = quoted->vip;
+	wire->source_port = quoted->client_port;
+	wire->destination_port = quoted->vip_port;
 	return kind != KIND_ICMP_ERROR || refuse(flow, REASON_ICMP_UNRELATED);
 }
 
@@ -40,24 +45,19 @@ static bool find_translation(struct flow *flow)
 
 /* An error of a Service's client about a packet that came from the Service's address, as it believes: the backend,
  * which it is for, knows neither that address nor that port. */
-static bool translate_error(struct __sk_buff *skb, struct flow *flow)
+static void translate_error(struct flow *flow)
 {
-	struct translation_key *quoted = &flow->translation_key;
 	struct translation *known = &flow->translation;
-	if (!same_addr(&quoted->client, &flow->destination) || !find_translation(flow))
-		return true;
-	struct addr vip = quoted->client;
-	__be16 port = quoted->client_port;
-	quoted->client = known->backend;
-	quoted->client_port = known->backend_port;
-	return set_quoted(skb, flow, true, &vip, &known->backend, port, known->backend_port) &&
-	       set_destination_address(skb, flow, &known->backend);
+	if (!same_addr(&flow->translation_key.client, &flow->destination) || !find_translation(flow))
+		return;
+	set_quoted_source(flow, &known->backend, known->backend_port);
+	set_destination_address(flow, &known->backend);
 }
 
 /* Whether the quoted packet's connection exists and is allowed. Sets flow->nat_reply as track() does: here it means
  * that the quoted packet went to the backend of a Service, and the error goes to the Service's client; and as_node: it
  * came to the node's address for a pod, and the error goes to the one who sent it. */
-static bool relate(struct __sk_buff *skb, struct flow *flow)
+static bool relate(struct flow *flow)
 {
 	struct translation_key *quoted = &flow->translation_key;
 	u64 now = seconds();
@@ -83,10 +83,9 @@ static bool relate(struct __sk_buff *skb, struct flow *flow)
 }
 
 /* Gives the client of a Service an error about what it knows: its packet to the Service. */
-static bool untranslate_error(struct __sk_buff *skb, struct flow *flow)
+static void untranslate_error(struct flow *flow)
 {
-	struct translation_key *quoted = &flow->translation_key;
-	if (!set_quoted(skb, flow, false, &quoted->vip, &flow->vip, quoted->vip_port, flow->vip_port))
-		return false;
-	return !same_addr(&flow->source, &quoted->vip) || set_source_address(skb, flow, &flow->vip);
+	if (same_addr(&flow->source, &flow->translation_key.vip))
+		set_source_address(flow, &flow->vip);
+	set_quoted_destination(flow, &flow->vip, flow->vip_port);
 }

@@ -91,33 +91,33 @@ static bool is_summed_with_addresses(u8 protocol)
 	return protocol == IPPROTO_TCP || protocol == IPPROTO_UDP;
 }
 
-/* What another address changes in the transport checksum at `at`. */
-static long sum_address(struct __sk_buff *skb, u32 at, const struct addr *old, const struct addr *new, u64 flags)
+/* What a pair of addresses in place of another one adds to a sum of both. */
+static u32 sum_change(const struct addr *old, const struct addr *new)
 {
-	return bpf_l4_csum_replace(skb, at, old->w[3], new->w[3], flags | BPF_F_PSEUDO_HDR | 4);
+	u64 sum = (u64)~old[0].w[3] + new[0].w[3] + (u64)~old[1].w[3] + new[1].w[3];
+	sum = (u32)sum + (sum >> 32);
+	return (u32)sum + (sum >> 32);
 }
 
-static bool set_header_address(struct __sk_buff *skb, struct flow *flow, u32 at, bool source, const struct addr *old,
-			       const struct addr *new)
+static bool store_pair(struct __sk_buff *skb, struct flow *flow, u32 at, const struct addr *pair, u32 change)
 {
-	u32 field = source ? offsetof(struct iphdr, saddr) : offsetof(struct iphdr, daddr);
-	if (bpf_l3_csum_replace(skb, at + offsetof(struct iphdr, check), old->w[3], new->w[3], 4))
+	__be32 stored[2] = {pair[0].w[3], pair[1].w[3]};
+	if (bpf_l3_csum_replace(skb, at + offsetof(struct iphdr, check), 0, change, 0))
 		return refuse(flow, REASON_MALFORMED);
-	return !bpf_skb_store_bytes(skb, at + field, (void *)&new->w[3], 4, 0) || refuse(flow, REASON_MALFORMED);
+	return !bpf_skb_store_bytes(skb, at + offsetof(struct iphdr, saddr), stored, sizeof(stored), 0) ||
+	       refuse(flow, REASON_MALFORMED);
 }
 
-/* One address of the packet's header. What it changes there cancels out in the sum of the packet. */
-static bool set_address(struct __sk_buff *skb, struct flow *flow, bool source, const struct addr *old,
-			const struct addr *new)
+/* Source and destination into the packet's header. What they change there cancels out in the sum of the packet. */
+static bool store_addresses(struct __sk_buff *skb, struct flow *flow, const struct addr *pair, u32 change)
 {
-	return set_header_address(skb, flow, IP_AT, source, old, new);
+	return store_pair(skb, flow, IP_AT, pair, change);
 }
 
-/* One address in the header that an ICMP error quotes. It cancels out against that header's own checksum. */
-static bool set_quoted_address(struct __sk_buff *skb, struct flow *flow, bool source, const struct addr *old,
-			       const struct addr *new)
+/* The same in the header that an ICMP error quotes. It cancels out against that header's own checksum. */
+static bool store_quoted_addresses(struct __sk_buff *skb, struct flow *flow, const struct addr *pair, u32 change)
 {
-	return set_header_address(skb, flow, flow->quoted, source, old, new);
+	return store_pair(skb, flow, flow->quoted, pair, change);
 }
 
 static void fill_route_addresses(struct flow *flow)

@@ -147,34 +147,30 @@ static bool is_summed_with_addresses(u8 protocol)
 	return protocol == IPPROTO_TCP || protocol == IPPROTO_UDP || protocol == IPPROTO_ICMPV6;
 }
 
-static long sum_address(struct __sk_buff *skb, u32 at, const struct addr *old, const struct addr *new, u64 flags)
+static u32 sum_change(const struct addr *old, const struct addr *new)
 {
-	s64 difference = bpf_csum_diff((__be32 *)old->w, sizeof(old->w), (__be32 *)new->w, sizeof(new->w), 0);
-	return bpf_l4_csum_replace(skb, at, 0, difference, flags | BPF_F_PSEUDO_HDR);
+	return bpf_csum_diff((__be32 *)old, 2 * sizeof(*old), (__be32 *)new, 2 * sizeof(*new), 0);
 }
 
-static bool store_address(struct __sk_buff *skb, struct flow *flow, u32 at, bool source, const struct addr *addr, u64 flags)
+static bool store_pair(struct __sk_buff *skb, struct flow *flow, u32 at, const struct addr *pair, u64 flags)
 {
-	u32 field = source ? offsetof(struct ipv6hdr, saddr) : offsetof(struct ipv6hdr, daddr);
-	return !bpf_skb_store_bytes(skb, at + field, (void *)addr->w, sizeof(addr->w), flags) || refuse(flow, REASON_MALFORMED);
+	return !bpf_skb_store_bytes(skb, at + offsetof(struct ipv6hdr, saddr), (void *)pair, 2 * sizeof(*pair), flags) ||
+	       refuse(flow, REASON_MALFORMED);
 }
 
-/* There is no checksum of the header: the address changes the sum of the packet, and that takes back what
+/* There is no checksum of the header: the addresses change the sum of the packet, and that takes back what
  * bpf_l4_csum_replace() has subtracted from it for BPF_F_PSEUDO_HDR. */
-static bool set_address(struct __sk_buff *skb, struct flow *flow, bool source, const struct addr *old,
-			const struct addr *new)
+static bool store_addresses(struct __sk_buff *skb, struct flow *flow, const struct addr *pair, u32 change)
 {
-	return store_address(skb, flow, IP_AT, source, new, BPF_F_RECOMPUTE_CSUM);
+	return store_pair(skb, flow, IP_AT, pair, BPF_F_RECOMPUTE_CSUM);
 }
 
-/* To the checksum of the error the quoted address is content, and cancels out against it in the sum of the packet. */
-static bool set_quoted_address(struct __sk_buff *skb, struct flow *flow, bool source, const struct addr *old,
-			       const struct addr *new)
+/* To the checksum of the error the quoted addresses are content, and cancel out against it in the sum of the packet. */
+static bool store_quoted_addresses(struct __sk_buff *skb, struct flow *flow, const struct addr *pair, u32 change)
 {
-	s64 difference = bpf_csum_diff((__be32 *)old->w, sizeof(old->w), (__be32 *)new->w, sizeof(new->w), 0);
-	if (bpf_l4_csum_replace(skb, flow->l4 + ICMP_CHECKSUM, 0, difference, 0))
+	if (bpf_l4_csum_replace(skb, flow->l4 + ICMP_CHECKSUM, 0, change, 0))
 		return refuse(flow, REASON_MALFORMED);
-	return store_address(skb, flow, flow->quoted, source, new, 0);
+	return store_pair(skb, flow, flow->quoted, pair, 0);
 }
 
 static void fill_route_addresses(struct flow *flow)

@@ -175,7 +175,7 @@ static bool is_current(struct flow *flow, struct translation *known, u32 service
 }
 
 /* A packet to a Service: sends it to the backend that its predecessors went to, or to one of the selection. */
-static bool send_to_backend(struct __sk_buff *skb, struct flow *flow, u32 service, bool outside)
+static bool send_to_backend(struct flow *flow, u32 service, bool outside)
 {
 	struct translation_key *key = &flow->translation_key;
 	key->client = flow->source;
@@ -202,7 +202,8 @@ static bool send_to_backend(struct __sk_buff *skb, struct flow *flow, u32 servic
 	flow->vip = flow->destination;
 	flow->vip_port = flow->destination_port;
 	flow->service = flow->translation.service;
-	return set_destination(skb, flow, &flow->translation.backend, flow->translation.backend_port);
+	set_destination(flow, &flow->translation.backend, flow->translation.backend_port);
+	return true;
 }
 
 /* Whether the packet, which has passed send_to_backend(), is the stack's to translate. */
@@ -212,7 +213,7 @@ static bool is_of_stack(struct flow *flow)
 }
 
 /* A packet of a pod to an address that is no pod's: if it is for a Service, sends it to a backend. */
-static bool translate(struct __sk_buff *skb, struct flow *flow)
+static bool translate(struct flow *flow)
 {
 	struct frontend *frontend = NULL;
 	if (flow->kind == KIND_PORTS)
@@ -221,5 +222,5 @@ static bool translate(struct __sk_buff *skb, struct flow *flow)
 		return !is_closed_address(&flow->frontend, &flow->destination) ||
 		       refuse(flow, REASON_NO_SERVICE_PORT);
 	u32 service = frontend->service;
-	return check_range(flow, frontend) && send_to_backend(skb, flow, service, false);
+	return check_range(flow, frontend) && send_to_backend(flow, service, false);
 }

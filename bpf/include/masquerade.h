@@ -87,8 +87,9 @@ static bool take_port(struct flow *flow, const struct addr *node, __be16 before,
 	return refuse(flow, REASON_NO_SOURCE_PORT);
 }
 
-/* Gives the packet, which is for a backend by now, this node's address and a port as its source. */
-static bool masquerade(struct __sk_buff *skb, struct flow *flow, const struct addr *node)
+/* Gives the packet, which is for a backend by now, this node's address and a port as its source. flow->vip is what was
+ * addressed. */
+static bool masquerade(struct flow *flow, const struct addr *node)
 {
 	u64 now = seconds();
 	set_masquerade_key(flow, &flow->vip, flow->vip_port);
@@ -99,18 +100,8 @@ static bool masquerade(struct __sk_buff *skb, struct flow *flow, const struct ad
 		touch_masqueraded(flow, entry, false, now);
 	else if (!take_port(flow, node, port, now))
 		return false;
-	return set_source(skb, flow, node, flow->masqueraded_key.node_port);
-}
-
-/* The same for a packet of a pod that leaves through this device. */
-static bool masquerade_pod(struct __sk_buff *skb, struct flow *flow, u32 ifindex)
-{
-	struct addr node;
-	if (!read_node_address(ifindex, &node))
-		return refuse(flow, REASON_NO_NODE_ADDRESS);
-	flow->vip = flow->destination;
-	flow->vip_port = flow->destination_port;
-	return masquerade(skb, flow, &node);
+	set_source(flow, node, flow->masqueraded_key.node_port);
+	return true;
 }
 
 /* The port under which the connection to this backend left whose reply an ICMP error quotes; NULL: there is none. */
@@ -131,19 +122,31 @@ static __be16 *find_quoted_port(struct flow *flow, const struct addr *backend, _
 
 /* An error of a pod's, or of this node's stack, about a packet that came for the pod to the node's address: the one who
  * sent it knows no pod. */
-static bool masquerade_pod_error(struct __sk_buff *skb, struct flow *flow, u32 ifindex)
+static bool masquerade_pod_error(struct flow *flow, const struct addr *node)
 {
 	struct translation_key *quoted = &flow->translation_key;
-	struct addr node;
-	if (!read_node_address(ifindex, &node))
-		return refuse(flow, REASON_NO_NODE_ADDRESS);
 	__be16 *known = find_quoted_port(flow, &quoted->client, quoted->client_port);
 	if (!known)
 		return refuse(flow, REASON_ICMP_UNRELATED);
-	__be16 port = *known;
-	bool by_pod = same_addr(&flow->source, &quoted->vip);
-	return set_quoted(skb, flow, false, &quoted->vip, &node, quoted->vip_port, port) &&
-	       (!by_pod || set_source_address(skb, flow, &node));
+	if (same_addr(&flow->source, &quoted->vip))
+		set_source_address(flow, node);
+	set_quoted_destination(flow, node, *known);
+	return true;
+}
+
+/* The packet of a connection that is known by the node's address behind this device. */
+static bool speak_as_node(struct flow *flow, u32 ifindex)
+{
+	struct addr node;
+	if (!read_node_address(ifindex, &node))
+		return refuse(flow, REASON_NO_NODE_ADDRESS);
+	if (flow->kind == KIND_ICMP_ERROR)
+		return masquerade_pod_error(flow, &node);
+	if (!flow->hairpin) {
+		flow->vip = flow->destination;
+		flow->vip_port = flow->destination_port;
+	}
+	return masquerade(flow, &node);
 }
 
 /* A reply to this node's address: what it is really for. NULL: it is the node's own. */
@@ -166,44 +169,42 @@ static struct masqueraded *find_masqueraded_quoted(struct flow *flow)
 }
 
 /* An error about a packet that we masqueraded, from the backend's side: for the client, about what it sent. */
-static bool unmasquerade_error(struct __sk_buff *skb, struct flow *flow, struct masqueraded *entry)
+static void unmasquerade_error(struct flow *flow, struct masqueraded *entry)
 {
-	struct translation_key *quoted = &flow->translation_key;
 	struct masqueraded *of = &flow->masqueraded;
 	*of = *entry;
 	/* The backend itself is known to the client by the Service's address. */
-	if (same_addr(&flow->source, &quoted->vip) && !set_source_address(skb, flow, &of->vip))
-		return false;
-	return set_quoted(skb, flow, true, &quoted->client, &of->client, quoted->client_port, of->client_port) &&
-	       set_quoted(skb, flow, false, &quoted->vip, &of->vip, quoted->vip_port, of->vip_port) &&
-	       set_destination_address(skb, flow, &of->client);
+	if (same_addr(&flow->source, &flow->translation_key.vip))
+		set_source_address(flow, &of->vip);
+	set_quoted_source(flow, &of->client, of->client_port);
+	set_quoted_destination(flow, &of->vip, of->vip_port);
+	set_destination_address(flow, &of->client);
 }
 
 /* An error from the client's side about a reply that we gave the Service's address: for the backend, about what it sent
  * to this node. flow->translation is the client's. */
-static bool masquerade_error(struct __sk_buff *skb, struct flow *flow, const struct addr *node)
+static bool masquerade_error(struct flow *flow, const struct addr *node)
 {
-	struct translation_key *quoted = &flow->translation_key;
 	struct masquerade_key *key = &flow->masquerade_key;
 	__be16 *known = find_quoted_port(flow, &flow->translation.backend, flow->translation.backend_port);
 	if (!known)
 		return refuse(flow, REASON_ICMP_UNRELATED);
-	__be16 port = *known;
-	return set_quoted(skb, flow, true, &quoted->client, &key->backend, quoted->client_port, key->backend_port) &&
-	       set_quoted(skb, flow, false, &quoted->vip, node, quoted->vip_port, port) &&
-	       set_destination_address(skb, flow, &key->backend);
+	set_quoted_source(flow, &key->backend, key->backend_port);
+	set_quoted_destination(flow, node, *known);
+	set_destination_address(flow, &key->backend);
+	return true;
 }
 
 /* A reply of the one that the connection went to: for whom it is. Leaves the entry in flow->masqueraded. */
-static bool unmasquerade_destination(struct __sk_buff *skb, struct flow *flow, struct masqueraded *entry)
+static void unmasquerade_destination(struct flow *flow, struct masqueraded *entry)
 {
 	touch_masqueraded(flow, entry, true, seconds());
 	flow->masqueraded = *entry;
-	return set_destination(skb, flow, &flow->masqueraded.client, flow->masqueraded.client_port);
+	set_destination(flow, &flow->masqueraded.client, flow->masqueraded.client_port);
 }
 
 /* And from what address, as that one sees it. Pods know the one that they speak to. */
-static bool unmasquerade_source(struct __sk_buff *skb, struct flow *flow)
+static void unmasquerade_source(struct flow *flow)
 {
-	return set_source(skb, flow, &flow->masqueraded.vip, flow->masqueraded.vip_port);
+	set_source(flow, &flow->masqueraded.vip, flow->masqueraded.vip_port);
 }

@@ -28,12 +28,11 @@ static u32 crc_multiply(u32 a, u32 b)
 	return product;
 }
 
-/* Times x^(8 * bytes), by the powers x^8, x^16, x^32 … */
+/* Times x^(8 * bytes), by the powers x^8, x^16, x^32 …: times 1 where that bit of the length is not set. */
 static u32 crc_shift(u32 crc, u32 bytes)
 {
-#define CRC_POWER(bit, power)     \
-	if (bytes & (1U << (bit))) \
-		crc = crc_multiply(crc, power);
+#define CRC_ONE 0x80000000U
+#define CRC_POWER(bit, power) crc = crc_multiply(crc, CRC_ONE ^ ((CRC_ONE ^ (power)) & -((bytes >> (bit)) & 1)));
 	CRC_POWER(0, 0x00800000)
 	CRC_POWER(1, 0x00008000)
 	CRC_POWER(2, 0x82f63b78)
@@ -45,6 +44,8 @@ static u32 crc_shift(u32 crc, u32 bytes)
 	CRC_POWER(8, 0x88e56f72)
 	CRC_POWER(9, 0x74c360a4)
 	CRC_POWER(10, 0xe4172b16)
+	if (bytes >> 11 == 0)
+		return crc;
 	CRC_POWER(11, 0x0d65762a)
 	CRC_POWER(12, 0x35d73a62)
 	CRC_POWER(13, 0x28461564)
@@ -53,18 +54,16 @@ static u32 crc_shift(u32 crc, u32 bytes)
 	return crc;
 }
 
-/* One port of a whole packet. */
-static bool set_sctp_port(struct __sk_buff *skb, struct flow *flow, bool source, __be16 old, __be16 new)
+/* Brings the checksum of a whole packet up to date, in whose header the word of the ports changes by these bits. */
+static bool sum_sctp(struct __sk_buff *skb, struct flow *flow, u32 change)
 {
+	u32 crc = 0;
 	/* The length of a fragmented packet is not known before its last fragment. */
 	if (flow->fragment != FRAGMENT_NONE)
 		return refuse(flow, REASON_SCTP_FRAGMENT);
-	u32 crc = 0, difference = (u16)(old ^ new);
 	if (bpf_skb_load_bytes(skb, flow->l4 + SCTP_CHECKSUM, &crc, sizeof(crc)))
 		return refuse(flow, REASON_MALFORMED);
-	crc ^= crc_shift(source ? difference : difference << 16, flow->total - (flow->l4 - IP_AT));
-	if (bpf_skb_store_bytes(skb, flow->l4 + SCTP_CHECKSUM, &crc, sizeof(crc), BPF_F_RECOMPUTE_CSUM))
-		return refuse(flow, REASON_MALFORMED);
-	return !bpf_skb_store_bytes(skb, flow->l4 + (source ? 0 : 2), &new, 2, BPF_F_RECOMPUTE_CSUM) ||
+	crc ^= crc_shift(change, flow->total - (flow->l4 - IP_AT));
+	return !bpf_skb_store_bytes(skb, flow->l4 + SCTP_CHECKSUM, &crc, sizeof(crc), BPF_F_RECOMPUTE_CSUM) ||
 	       refuse(flow, REASON_MALFORMED);
 }

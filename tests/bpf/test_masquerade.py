@@ -28,7 +28,9 @@ from tests.bpf.traffic import (
     client,
     exchange_tcp,
     exchange_udp,
+    forget_paths,
     isolate,
+    link_mtu,
     mtu_discover,
     no_drops,
     outside,
@@ -285,11 +287,6 @@ def test_a_client_that_is_gone(masked: Cluster) -> None:
     no_drops(masked)
 
 
-def forget_paths(cluster: Cluster) -> None:
-    for namespace in (cluster.outside, *(p.namespace for p in cluster.pods)):
-        namespace.run("ip", either("-4", "-6"), "route", "flush", "cache")
-
-
 def test_a_smaller_mtu_on_the_way(masked: Cluster) -> None:
     """A router tells the node, as it believes; the pod hears of it."""
     node, a, mtu = masked.nodes[0], pod(masked, "a"), either(1100, 1300)
@@ -343,16 +340,6 @@ def test_time_exceeded(masked: Cluster, ttl: int, teller: str) -> None:
     assert f"From {hops[0] if teller == 'node' else hops[1]}" in result
     assert "exceeded" in result
     no_drops(masked)
-
-
-@contextmanager
-def link_mtu(cluster: Cluster, node: Node, device: str, mtu: int) -> Iterator[None]:
-    node.namespace.run("ip", "link", "set", device, "mtu", str(mtu))
-    try:
-        yield
-    finally:
-        node.namespace.run("ip", "link", "set", device, "mtu", "1500")
-        forget_paths(cluster)
 
 
 def test_a_reply_too_large_for_the_pod(masked: Cluster) -> None:

@@ -9,8 +9,9 @@ from contextlib import contextmanager
 import pytest
 from tests.bpf.families import either, family
 from tests.bpf.kernel import FIRST_PORT, LAST_PORT
-from tests.bpf.topology import OUTSIDE, Cluster, Namespace, Node, Pod, outside_address
+from tests.bpf.topology import OUTSIDE, Cluster, Node, Pod, outside_address
 from tests.bpf.traffic import (
+    DONT,
     PORT,
     SERVICE,
     TCP,
@@ -21,8 +22,10 @@ from tests.bpf.traffic import (
     client,
     exchange_tcp,
     exchange_udp,
+    forget_paths,
     hop_limit,
     isolate,
+    link_mtu,
     mtu_discover,
     no_drops,
     outside,
@@ -372,10 +375,6 @@ def narrow_route(node: Node, target: str, mtu: int, *way: str) -> Iterator[None]
         node.namespace.run("ip", "route", "del", target)
 
 
-def forget_paths(namespace: Namespace) -> None:
-    namespace.run("ip", either("-4", "-6"), "route", "flush", "cache")
-
-
 @pytest.mark.parametrize("target", ["a", "c"])
 def test_a_smaller_mtu_on_the_way_to_the_backend(world: Cluster, target: str) -> None:
     """The client is told about the packet that it sent, and makes smaller ones."""
@@ -390,12 +389,12 @@ def test_a_smaller_mtu_on_the_way_to_the_backend(world: Cluster, target: str) ->
             sender.send(b"x" * 1400)
             wait_for("the client knows", lambda: sender.getsockopt(*path_mtu()) == 1300)
             assert sender.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.EMSGSIZE
-        forget_paths(world.outside)
+        forget_paths(world)
         with Server(backend, 8080) as server, client(outside(world)) as connection:
             connection.connect((node.address, PORT))
             with server.accept() as accepted:
                 send_all(connection, accepted, data)
-    forget_paths(world.outside)
+    forget_paths(world)
 
 
 def test_a_smaller_mtu_from_the_node_to_the_client(world: Cluster) -> None:
@@ -413,7 +412,29 @@ def test_a_smaller_mtu_from_the_node_to_the_client(world: Cluster) -> None:
         server.socket.connect(peer)
         server.socket.send(b"y" * 1400)
         wait_for("the backend knows", lambda: server.socket.getsockopt(*path_mtu()) == 1300)
-    forget_paths(backend.namespace)
+    forget_paths(world)
+
+
+def test_a_reply_that_the_stack_cuts_comes_from_the_service(world: Cluster) -> None:
+    """A datagram larger than the uplink, which may be cut: by the stack. In IPv6 the backend is told."""
+    node, backend = world.nodes[0], pod(world, "a")
+    publish(node, backend, protocol=UDP)
+    with (
+        link_mtu(world, node, "eth0", 1300),
+        Server(backend, 8080, socket.SOCK_DGRAM) as server,
+        client(outside(world), socket.SOCK_DGRAM) as sender,
+    ):
+        sender.sendto(b"x", (node.address, PORT))
+        _, peer = receive(server.socket)
+        server.socket.connect(peer)
+        server.socket.setsockopt(*mtu_discover(), either(DONT, WANT))
+        server.socket.send(b"y" * 1400)
+        if family() == socket.AF_INET6:
+            wait_for("the backend knows", lambda: server.socket.getsockopt(*path_mtu()) == 1300)
+            assert server.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.EMSGSIZE
+            server.socket.send(b"y" * 1400)
+        assert receive(sender) == (b"y" * 1400, (node.address, PORT))
+    no_drops(world)
 
 
 @pytest.mark.parametrize("target", ["a", "c"])

@@ -3,8 +3,8 @@
 import errno
 import socket
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 import pytest
 from scapy.layers.inet import ICMP, IPerror, UDPerror
@@ -135,6 +135,22 @@ def exchange_udp(
         assert peer[0] == source.address
         server.socket.sendto(back, peer)
         assert receive(sender) == (back, (address, port))
+
+
+def forget_paths(cluster: Cluster) -> None:
+    """The MTUs that pods and the outside have been told of."""
+    for namespace in (cluster.outside, *(pod.namespace for pod in cluster.pods)):
+        namespace.run("ip", either("-4", "-6"), "route", "flush", "cache")
+
+
+@contextmanager
+def link_mtu(cluster: Cluster, node: Node, device: str, mtu: int) -> Iterator[None]:
+    node.namespace.run("ip", "link", "set", device, "mtu", str(mtu))
+    try:
+        yield
+    finally:
+        node.namespace.run("ip", "link", "set", device, "mtu", "1500")
+        forget_paths(cluster)
 
 
 def ping(source: Pod, address: str, size: int = 56) -> None:
