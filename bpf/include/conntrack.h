@@ -201,8 +201,12 @@ static bool track(struct __sk_buff *skb, struct flow *flow)
 	if (!connection || connection->generation != generation) {
 		if (!judge_packet(skb, flow))
 			return false;
-		if (!flow->known)
-			return open_connection(flow, generation, now);
+		if (!flow->known) {
+			if (!open_connection(flow, generation, now))
+				return false;
+			log_allowed_connection(skb, flow);
+			return true;
+		}
 		connection = flow->is_new ? connections_new.lookup(&flow->tuple) : connections.lookup(&flow->tuple);
 		if (!connection)
 			return true;

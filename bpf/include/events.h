@@ -42,7 +42,7 @@ static void tell_drop(struct __sk_buff *skb, struct flow *flow, u8 reason)
 		return;
 	struct event *event = events_drops.ringbuf_reserve(sizeof(struct event));
 	if (!event) {
-		count_lost(0);
+		count_lost(LOST_DROPS);
 		return;
 	}
 	fill_event(event, skb, flow, reason);
@@ -62,7 +62,7 @@ static void tell_rejected(struct addr *destination, __be16 port, u8 protocol, u8
 		return;
 	struct event *event = events_drops.ringbuf_reserve(sizeof(struct event));
 	if (!event) {
-		count_lost(0);
+		count_lost(LOST_DROPS);
 		return;
 	}
 	__builtin_memset(event, 0, sizeof(*event));
@@ -84,7 +84,7 @@ static void tell_verdict(struct __sk_buff *skb, struct flow *flow, u8 reason)
 		return;
 	struct event *event = events_verdicts.ringbuf_reserve(sizeof(struct event));
 	if (!event) {
-		count_lost(1);
+		count_lost(LOST_VERDICTS);
 		return;
 	}
 	fill_event(event, skb, flow, reason);
@@ -95,6 +95,90 @@ static void tell_verdict(struct __sk_buff *skb, struct flow *flow, u8 reason)
 	event->source_identity = identity_of(&flow->initiator);
 	event->destination_identity = identity_of(&flow->responder);
 	events_verdicts.ringbuf_submit(event, 0);
+}
+
+/* Whether the log takes one more record in this second. Two CPUs at once may get one each where one is left. */
+static bool take_record(u32 lost)
+{
+	u32 zero = 0;
+	u64 now = seconds();
+	struct log_budget *budget = log_budget.lookup(&zero);
+	if (!budget)
+		return false;
+	if (budget->second != now) {
+		budget->second = now;
+		budget->used = 0;
+	}
+	if (budget->used >= LOG_RATE) {
+		count_lost(lost);
+		return false;
+	}
+	__sync_fetch_and_add(&budget->used, 1);
+	return true;
+}
+
+static bool logs(u32 all, u32 marked, bool is_marked)
+{
+	u32 asked = setting(SETTING_LOG);
+	return asked & all || (asked & marked && is_marked);
+}
+
+/* A connection that has just been opened, to the log, for each subject whose policies were asked. */
+static void log_allowed_connection(struct __sk_buff *skb, struct flow *flow)
+{
+	LOOP for (int direction = DIRECTION_EGRESS; direction >= DIRECTION_INGRESS; direction--) {
+		if (!flow->logged[direction & 1] || !take_record(LOST_ALLOWED))
+			continue;
+		struct event *event = log_allowed.ringbuf_reserve(sizeof(struct event));
+		if (!event) {
+			count_lost(LOST_ALLOWED);
+			continue;
+		}
+		fill_event(event, skb, flow, REASON_FORWARDED);
+		event->direction = direction;
+		event->policy = flow->policies[direction & 1];
+		event->source = flow->initiator;
+		event->destination = flow->responder;
+		event->source_port = flow->initiator_port;
+		event->destination_port = flow->responder_port;
+		event->source_identity = identity_of(&flow->initiator);
+		event->destination_identity = identity_of(&flow->responder);
+		log_allowed.ringbuf_submit(event, BPF_RB_NO_WAKEUP);
+	}
+}
+
+/* A packet that the policies of the subject judged last deny, to the log: a record for the first one of its kind in this
+ * round, a number for the others. */
+static void log_denied_packet(struct flow *flow)
+{
+	if (!logs(LOG_DENIED, LOG_DENIED_MARKED, flow->subject_flags & SUBJECT_LOG))
+		return;
+	struct denied_key *key = &flow->denied_key;
+	__builtin_memset(key, 0, sizeof(*key));
+	key->initiator = flow->initiator;
+	key->responder = flow->responder;
+	key->policy = flow->policy;
+	key->round = setting(SETTING_LOG_ROUND);
+	key->responder_port = flow->responder_port;
+	key->protocol = flow->protocol;
+	key->direction = flow->direction;
+	struct denied *known = log_denied.lookup(key);
+	if (!known) {
+		if (!take_record(LOST_DENIED))
+			return;
+		struct denied *fresh = &flow->denied;
+		fresh->count = 0;
+		fresh->time = bpf_ktime_get_ns();
+		fresh->initiator_identity = identity_of(&flow->initiator);
+		fresh->responder_identity = identity_of(&flow->responder);
+		/* Fails also where another CPU was faster: then its entry counts. */
+		log_denied.insert(key, fresh);
+		known = log_denied.lookup(key);
+	}
+	if (known)
+		__sync_fetch_and_add(&known->count, 1);
+	else
+		count_lost(LOST_DENIED);
 }
 
 static int drop(struct __sk_buff *skb, struct flow *flow)

@@ -125,7 +125,12 @@ struct flow {
 	u32 service;
 	u32 policy;
 	u32 action; /* as in seal() */
-
+	u32 subject_flags; /* of the subject judged last */
+	u32 rule_flags;    /* of the rule that allowed it */
+	/* By direction: which of the judged subjects' permissions are to be logged, and their policies. */
+	bool logged[2];
+	u16 pad2;
+	u32 policies[2];
 
 	/* Offset of the packet quoted in an ICMP error, and of its transport header. */
 	u32 quoted;
@@ -165,6 +170,8 @@ struct flow {
 	struct masqueraded_key masqueraded_key;
 	struct masqueraded masqueraded;
 	struct answer answer;
+	struct denied_key denied_key;
+	struct denied denied;
 };
 
 MAP_PRIVATE("percpu_array", scratch, struct flow, 1);

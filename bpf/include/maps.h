@@ -76,11 +76,18 @@
 #ifndef SIZE_events_verdicts
 #define SIZE_events_verdicts 256
 #endif
+#ifndef SIZE_log_allowed
+#define SIZE_log_allowed 64
+#endif
+/* What the log's rate lets in within 5 s, and as many that the agent has not read yet. */
+#ifndef SIZE_log_denied
+#define SIZE_log_denied 8192
+#endif
 
 #define OWNED_BY_PROGRAMS connections connections_new translations affinities masquerades masqueraded socket_peers fragments \
-	counters events_drops events_verdicts events_lost
+	counters events_drops events_verdicts events_lost log_allowed log_denied log_budget
 
-/* Hash maps of the agent take memory as they fill, not beforehand. */
+/* Hash maps take memory as they fill, not beforehand. */
 #define MAP_HASH(name, key, value) BPF_F_TABLE("hash", key, value, name, SIZE_##name, BPF_F_NO_PREALLOC)
 #define MAP_LPM(name, key, value) BPF_F_TABLE("lpm_trie", key, value, name, SIZE_##name, BPF_F_NO_PREALLOC)
 #define MAP_LRU(name, key, value) BPF_F_TABLE("lru_hash", key, value, name, SIZE_##name, 0)
@@ -131,8 +138,15 @@ MAP_LRU(fragments, struct fragment_key, struct fragment_ports);
 
 MAP_ARRAY("array", settings, u64, SETTINGS);
 MAP_ARRAY("percpu_array", counters, struct counter, COUNTERS);
-/* Events that found their ring buffer full: 0 drops, 1 verdicts. */
-MAP_ARRAY("percpu_array", events_lost, struct counter, 2);
+/* Events that found no room: in their ring buffers, or in the log beside LOG_RATE others of the second. */
+#define LOST_DROPS 0
+#define LOST_VERDICTS 1
+#define LOST_ALLOWED 2
+#define LOST_DENIED 3
+MAP_ARRAY("percpu_array", events_lost, struct counter, 4);
+MAP_ARRAY("array", log_budget, struct log_budget, 1);
+MAP_HASH(log_denied, struct denied_key, struct denied);
 
 MAP_RINGBUF(events_drops, struct event);
 MAP_RINGBUF(events_verdicts, struct event);
+MAP_RINGBUF(log_allowed, struct event);

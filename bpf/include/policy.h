@@ -22,6 +22,7 @@ static bool rule_allows(struct flow *flow)
 	struct rule *rule = rules.lookup(&flow->rule);
 	if (!rule)
 		return false;
+	flow->rule_flags = rule->flags;
 	u32 count = rule->count;
 	if (rule->sets[0] == SET_ANY && count)
 		return true;
@@ -42,6 +43,7 @@ static bool ask_subject(struct flow *flow, u8 direction, u32 identity, u32 peer)
 	if (!subject)
 		return refuse(flow, REASON_CLOSED);
 	flow->policy = subject->policy;
+	flow->subject_flags = subject->flags;
 	bool egress = direction == DIRECTION_EGRESS;
 	if (!(subject->flags & (egress ? SUBJECT_EGRESS_ISOLATED : SUBJECT_INGRESS_ISOLATED)))
 		return true;
@@ -60,8 +62,11 @@ static bool ask_subject(struct flow *flow, u8 direction, u32 identity, u32 peer)
 		flow->rule.protocol = any ? 0 : flow->protocol;
 		flow->rule.length = any ? 0 : length;
 		flow->rule.port = any ? 0 : htons(port & (0xffff0000U >> length));
-		if (rule_allows(flow))
+		if (rule_allows(flow)) {
+			flow->logged[direction & 1] = logs(LOG_ALLOWED, LOG_ALLOWED_MARKED, flow->rule_flags & RULE_LOG);
+			flow->policies[direction & 1] = subject->policy;
 			return true;
+		}
 	}
 	if (!has_ports(flow->protocol) && flow->protocol != PROTO_ICMP)
 		return refuse(flow, REASON_PROTOCOL);
@@ -96,8 +101,11 @@ static bool judge(struct __sk_buff *skb, struct flow *flow)
 		flow->peer_block.addr = egress ? flow->responder : flow->initiator;
 		bool allowed = ask_subject(flow, flow->direction, egress ? from : to, egress ? to : from);
 		tell_verdict(skb, flow, flow->reason);
-		if (!allowed)
+		if (!allowed) {
+			if (flow->reason != REASON_CLOSED)
+				log_denied_packet(flow);
 			return false;
+		}
 	}
 	flow->direction = hook_direction;
 	return true;

@@ -152,6 +152,8 @@ struct subject {
 
 #define SUBJECT_INGRESS_ISOLATED 0x1
 #define SUBJECT_EGRESS_ISOLATED 0x2
+/* Its namespace asks that denied connections be logged, where that is left to namespaces. */
+#define SUBJECT_LOG 0x4
 #define LENGTH_ANY_PROTOCOL (1U << 31)
 
 #define DIRECTION_INGRESS 0
@@ -172,9 +174,12 @@ struct rule_key {
 struct rule {
 	__u32 sets[RULE_SETS]; /* the first `count` of them; SET_ANY alone means every peer */
 	__u32 count;
-	__u32 flags;
+	__u32 flags; /* RULE_* */
 	__u32 blocks; /* the set of blocks of addresses (first part of the key of `peer_blocks`); 0: none */
 };
+
+/* Some policy behind it asks that allowed connections be logged, where that is left to policies. */
+#define RULE_LOG 0x1
 
 #define SET_NONE 0
 #define SET_ANY 1
@@ -336,6 +341,9 @@ enum setting {
 	SETTING_SOCKET_NAMESPACE,
 	SETTING_PORTS, /* and the following: blocks of source ports for what leaves as the node: first << 16 | how many */
 	SETTING_NODE_NAMESPACE = SETTING_PORTS + PORT_BLOCKS, /* the cookie of the node's own network namespace */
+	SETTING_LOG,       /* LOG_*: what goes to the policy log */
+	SETTING_LOG_ROUND, /* part of the keys of log_denied: the agent reads those of earlier rounds */
+	SETTING_LOG_TOLD,  /* and the following: what of events_lost the log has told, connections and packets: the agent's own */
 };
 
 /* Entries of the array: with room for later ones, as a pinned map keeps its size. */
@@ -343,6 +351,11 @@ enum setting {
 
 #define MONITOR_DROPS 0x1
 #define MONITOR_VERDICTS 0x2
+
+#define LOG_ALLOWED 0x1        /* all connections that policies allow */
+#define LOG_DENIED 0x2         /* all that they deny */
+#define LOG_ALLOWED_MARKED 0x4 /* those that rules with RULE_LOG allow */
+#define LOG_DENIED_MARKED 0x8  /* those to or from subjects with SUBJECT_LOG */
 
 /* counters: per-CPU array by reason; reason numbers and names are in reasons.h. */
 struct counter {
@@ -368,6 +381,35 @@ struct event {
 	__u32 policy;
 	__u32 pad;
 };
+
+/* log_allowed: a ring buffer of struct event: a new connection, once for each subject here whose policies allow it. Nobody
+ * is woken: the agent reads it now and then.
+ * log_denied: what was denied, without the initiator's port -> how often; filled by the programs, emptied by the agent. */
+struct denied_key {
+	struct addr initiator;
+	struct addr responder;
+	__u32 policy;
+	__u32 round; /* SETTING_LOG_ROUND */
+	__be16 responder_port;
+	__u8 protocol;
+	__u8 direction;
+	__u32 pad;
+};
+
+struct denied {
+	__u64 count; /* packets */
+	__u64 time;  /* ktime ns, of the first one */
+	__u32 initiator_identity;
+	__u32 responder_identity;
+};
+
+/* log_budget: one entry for the whole node: how many records came in this second, of LOG_RATE at most. */
+struct log_budget {
+	__u64 second;
+	__u64 used;
+};
+
+#define LOG_RATE 500
 
 enum hook {
 	HOOK_FROM_POD,

@@ -9,7 +9,15 @@ from endpoint_sync.masquerade import CONFIG
 from endpoint_sync.sync import EndpointSync
 from policy_sync.sync import PolicySync
 from tidegate.kube.fake import FakeApi
-from tidegate.kube.watch import ENDPOINT_SLICES, NAMESPACES, NETWORK_POLICIES, NODES, PODS, SERVICES
+from tidegate.kube.watch import (
+    ENDPOINT_SLICES,
+    NAMESPACES,
+    NETWORK_LOGGING,
+    NETWORK_POLICIES,
+    NODES,
+    PODS,
+    SERVICES,
+)
 from tidegate.records import Endpoint, Keyspace, Problem, Record, decode
 from tidegate.records.capacity import DEFAULT
 from tidegate.runtime.http import Health
@@ -27,6 +35,7 @@ PATHS = {
     "Service": SERVICES.path,
     "EndpointSlice": ENDPOINT_SLICES.path,
     "NetworkPolicy": NETWORK_POLICIES.path,
+    "NetworkLogging": NETWORK_LOGGING.path,
 }
 QUIET = 60  # turns of the event loop in which nothing is written
 

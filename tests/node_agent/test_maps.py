@@ -49,7 +49,7 @@ def test_the_layouts_of_the_pure_tests_are_those_of_the_c_types(loaded: Loaded) 
 
 def test_all_maps_but_the_rings_are_opened(maps: Maps, loaded: Loaded) -> None:
     assert set(ORDER) < set(maps)
-    assert {*maps, "events_drops", "events_verdicts"} == set(loaded.manifest.maps)
+    assert {*maps, "events_drops", "events_verdicts", "log_allowed"} == set(loaded.manifest.maps)
     assert len(maps) == len(set(maps))
 
 

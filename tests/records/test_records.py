@@ -18,7 +18,9 @@ from tidegate.records import (
     IdentityKeys,
     Keyspace,
     LastWrite,
+    Logging,
     Masquerade,
+    NamespaceLogging,
     Node,
     PeerSet,
     PeerShard,
@@ -38,7 +40,7 @@ from tidegate.records.ids import SPACE, Numbering, candidate, identity_content, 
 from tidegate.records.shards import shard_count, spread
 
 KINDS: list[type[Record]] = [
-    BackendShard, Endpoint, Identity, IdentityKeys, LastWrite, Masquerade, Node,
+    BackendShard, Endpoint, Identity, IdentityKeys, LastWrite, Logging, Masquerade, NamespaceLogging, Node,
     PeerSet, PeerShard, Problem, Rules, Service, Subject, Synced,
 ]  # fmt: skip
 
@@ -297,6 +299,8 @@ def test_keys_are_parsed_back(data: st.DataObject) -> None:
         (keys.backends(a, b, n), BackendShard, (a, b, str(n))),
         (keys.identity_keys(), IdentityKeys, ("identity-keys",)),
         (keys.masquerade(), Masquerade, ("masquerade",)),
+        (keys.logging(), Logging, ("logging",)),
+        (keys.namespace_logging(a), NamespaceLogging, (a,)),
         (keys.peer_set(n), PeerSet, (str(n),)),
         (keys.peers(n, m), PeerShard, (str(n), str(m))),
         (keys.rules(n), Rules, (str(n),)),

@@ -13,7 +13,6 @@ from tidegate.cli.output import output_option, show_json, show_table
 from tidegate.cli.reach import changes
 from tidegate.cli.sides import Side, Sides
 from tidegate.cli.sources import cluster_from, of_objects, reads_any
-from tidegate.cli.verdicts import by_policies
 from tidegate.records import Endpoint, Protocol, Rules, Service, Subject
 from tidegate.records.addresses import is_ipv4, unpack_address
 from tidegate.runtime.settings import CommonSettings
@@ -86,7 +85,7 @@ def show(common: CommonSettings, snapshot: Path | None, manifests: Sequence[Path
             "policies": list(policies),
         }
         for rule in rules.rules
-        for group, policies in by_policies(rules, rule)
+        for group, policies in rules.by_policies(rule)
     ]
     if output == "json":
         show_json({"policies": list(rules.policies), "isolated": _isolated(rules), "rules": rows})

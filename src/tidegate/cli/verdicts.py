@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from tidegate.cli import render
 from tidegate.cli.cluster import Cluster
-from tidegate.records import ANY_SET, Direction, Protocol, Rule, Rules
+from tidegate.records import ANY_SET, Direction, Rule, Rules
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +54,6 @@ def is_isolated(rules: Rules, direction: int) -> bool:
     return rules.ingress_isolated if direction == Direction.INGRESS else rules.egress_isolated
 
 
-def covers(rule: Rule, protocol: int, port: int) -> bool:
-    if rule.protocol == Protocol.ANY:
-        return True
-    return rule.protocol == protocol and port >> (16 - rule.prefix) == rule.port >> (16 - rule.prefix)
-
-
 def sets_of(rule: Rule) -> Iterable[int]:
     """What the programs ask: the sets of identities, and that of blocks."""
     return filter(None, (*rule.sets, rule.blocks))
@@ -81,16 +75,9 @@ def _grounds(
     cluster: Cluster, rules: Rules, peer: Peer, direction: Direction, protocol: int, port: int
 ) -> Iterable[Ground]:
     for rule in rules.rules:
-        if rule.direction != direction or not covers(rule, protocol, port):
+        if rule.direction != direction or not rule.covers(protocol, port):
             continue
         ports = render.ports(rule.protocol, rule.port, rule.prefix)
-        for group, policies in by_policies(rules, rule):
+        for group, policies in rules.by_policies(rule):
             if is_in(cluster, group, peer):
                 yield Ground(ports, cluster.set_text(group), policies)
-
-
-def by_policies(rules: Rules, rule: Rule) -> list[tuple[int, tuple[str, ...]]]:
-    """Sets of the rule, and the policies that allow them."""
-    if not rule.grounds:
-        return [(group, rules.policies) for group in sets_of(rule)]
-    return [(ground.set, tuple(rules.policies[place] for place in ground.policies)) for ground in rule.grounds]

@@ -14,7 +14,7 @@ import yaml
 from kubernetes_asyncio.client import Configuration
 from kubernetes_asyncio.config import ConfigException
 
-from tidegate.kube.watch import GoneError, Unreachable
+from tidegate.kube.watch import GoneError, NotServed, Unreachable
 from tidegate.runtime.errors import SettingsError
 
 PAGE = 500  # objects, the size that client-go asks for
@@ -109,6 +109,8 @@ class KubeClient:
         except ApiError as error:
             if error.code == 410:
                 raise GoneError(str(error)) from error
+            if error.code == 404:
+                raise NotServed(f"GET {path} at {self._server}: {error}") from error
             raise Unreachable(f"GET {path} at {self._server}: {error}") from error
 
     async def watch(self, path: str, fields: str, resource_version: str) -> AsyncGenerator[bytes, None]:
@@ -133,6 +135,8 @@ class KubeClient:
             ) as response:
                 if response.status == 410:
                     raise GoneError(await response.text())
+                if response.status == 404:
+                    raise NotServed(f"watch {path} at {self._server}: {await response.text()}")
                 if response.status != 200:
                     raise Unreachable(f"watch {path} at {self._server}: {response.status} {await response.text()}")
                 async for line in _lines(response.content):

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from tidegate.kube.client import ApiError
-from tidegate.kube.watch import GoneError, Unreachable
+from tidegate.kube.watch import GoneError, NotServed, Unreachable
 
 
 class FakeApi:
@@ -18,6 +18,7 @@ class FakeApi:
         self.lists = 0
         self.requests: list[tuple[str, str]] = []  # method and path, of other than lists and watches
         self.forbids = False  # whatever is neither list nor watch
+        self.unserved: set[str] = set()  # paths of kinds that it does not know
         self._version = 1
         self._oldest = 0
         self._objects: dict[str, dict[tuple[str, str], dict[str, Any]]] = {}
@@ -106,6 +107,8 @@ class FakeApi:
         await asyncio.sleep(0)
         if not self.available:
             raise Unreachable("switched off")
+        if path in self.unserved:
+            raise NotServed(path)
         self.lists += 1
         items = [item for item in self._objects.get(path, {}).values() if _selects(fields, item)]
         yield msgspec.json.encode({"metadata": {"resourceVersion": str(self._version)}, "items": items})
@@ -114,6 +117,8 @@ class FakeApi:
         position, cuts = int(resource_version), self._cuts
         if not self.available:
             raise Unreachable("switched off")
+        if path in self.unserved:
+            raise NotServed(path)
         if position < self._oldest:
             raise GoneError("too old resource version")
         while cuts == self._cuts:

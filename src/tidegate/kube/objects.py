@@ -209,6 +209,24 @@ class ConfigMap(Object, frozen=True):
     data: dict[str, str] | None = None
 
 
+class LogAction(Part, frozen=True):
+    log: bool = False
+    delegate: bool = False
+
+
+class ClusterLogging(Part, frozen=True):
+    allow: LogAction | None = None
+    deny: LogAction | None = None
+
+
+class NetworkLoggingSpec(Part, frozen=True):
+    cluster: ClusterLogging | None = None
+
+
+class NetworkLogging(Object, frozen=True):
+    spec: NetworkLoggingSpec | None = None
+
+
 class Requirement(Part, frozen=True):
     key: str
     operator: str

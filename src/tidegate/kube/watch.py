@@ -20,13 +20,15 @@ T = TypeVar("T", bound=Object)
 class Resource(Generic[T]):
     """A kind, and where the API serves it: `path` has all namespaces (`/api/v1/pods`), or one.
 
-    `fields` is a field selector (`metadata.name=NAME`), or empty.
+    `fields` is a field selector (`metadata.name=NAME`), or empty. An `optional` kind is one that the API server may not
+    serve (a CustomResourceDefinition that nobody has made): then there are no objects of it.
     """
 
     kind: str
     path: str
     type: type[T]
     fields: str = ""
+    optional: bool = False
 
 
 NAMESPACES = Resource("Namespace", "/api/v1/namespaces", objects.Namespace)
@@ -35,6 +37,11 @@ PODS = Resource("Pod", "/api/v1/pods", objects.Pod)
 SERVICES = Resource("Service", "/api/v1/services", objects.Service)
 ENDPOINT_SLICES = Resource("EndpointSlice", "/apis/discovery.k8s.io/v1/endpointslices", objects.EndpointSlice)
 NETWORK_POLICIES = Resource("NetworkPolicy", "/apis/networking.k8s.io/v1/networkpolicies", objects.NetworkPolicy)
+NETWORK_LOGGING = Resource(
+    "NetworkLogging", "/apis/networking.gke.io/v1alpha1/networkloggings", objects.NetworkLogging, optional=True
+)
+
+UNSERVED = 30.0  # seconds until an optional kind that is not served is asked for again
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +84,10 @@ class GoneError(Exception):
 
 class Unreachable(Exception):
     """The API server cannot be reached, or answers with an error; the text says which."""
+
+
+class NotServed(Unreachable):
+    """The API server does not know the kind (404)."""
 
 
 class Api(Protocol):
@@ -160,6 +171,17 @@ async def list_watch(api: Api, resource: Resource[T]) -> AsyncGenerator[Event[T]
         except GoneError as error:
             log.info("listing again", reason=str(error))
             version = ""
+        except NotServed as error:
+            if not resource.optional:
+                if not backoff.attempts:
+                    log.warning("the API server does not serve the kind; trying until it does", reason=str(error))
+                await asyncio.sleep(backoff.next())
+                continue
+            log.debug("not served", reason=str(error))
+            version = ""
+            yield Listed({}, {})
+            await asyncio.sleep(UNSERVED)
+            continue
         except Unreachable as error:
             if not backoff.attempts:
                 log.warning("cannot read the API server; trying until it answers", reason=str(error))

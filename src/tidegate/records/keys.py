@@ -14,6 +14,8 @@
 | backends/<ns>/<name>/<shard>                 | BackendShard | endpoint-sync |
 | config/identity-keys                         | IdentityKeys | policy-sync   |
 | config/masquerade                            | Masquerade   | endpoint-sync |
+| config/logging                               | Logging      | policy-sync   |
+| config/logging/<ns>                          | NamespaceLogging | policy-sync |
 | peers/<set>                                  | PeerSet      | policy-sync   |
 | peers/<set>/<shard>                          | PeerShard    | policy-sync   |
 | rules/<policy>                               | Rules        | policy-sync   |
@@ -33,7 +35,9 @@ from tidegate.records.schema import (
     Identity,
     IdentityKeys,
     LastWrite,
+    Logging,
     Masquerade,
+    NamespaceLogging,
     Node,
     PeerSet,
     PeerShard,
@@ -118,6 +122,12 @@ class Keyspace:
     def masquerade(self) -> str:
         return f"{self.prefix}config/masquerade"
 
+    def logging(self) -> str:
+        return f"{self.prefix}config/logging"
+
+    def namespace_logging(self, namespace: str) -> str:
+        return f"{self.prefix}config/logging/{namespace}"
+
     def peer_set(self, number: int) -> str:
         return f"{self.prefix}peers/{number}"
 
@@ -144,6 +154,10 @@ def parse(path: str) -> Parsed | None:
         return Parsed(IdentityKeys, segments[1:])
     if path == "config/masquerade":
         return Parsed(Masquerade, segments[1:])
+    if path == "config/logging":
+        return Parsed(Logging, segments[1:])
+    if segments[:2] == ("config", "logging") and len(segments) == 3:
+        return Parsed(NamespaceLogging, segments[2:])
     if path == "meta/capacity":
         return Parsed(Capacity, segments[1:])
     if path == "identities/synced":

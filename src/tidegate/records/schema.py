@@ -122,6 +122,26 @@ class Masquerade(Record, frozen=True, kw_only=True):
     non_masquerade: tuple[tuple[Address, AddressPrefix], ...] = ()  # sorted; link-local ranges among them
 
 
+class Logging(Record, frozen=True, kw_only=True):
+    """`config/logging`, from policy-sync: what nodes log of what policies allow and deny. Without it, nothing."""
+
+    kind: ClassVar[str] = "logging"
+
+    allowed: bool = False
+    allowed_delegated: bool = False  # of what is allowed, what policies allow of which NamespaceLogging says so
+    denied: bool = False
+    denied_delegated: bool = False  # of what is denied, what concerns pods of namespaces of which it says so
+
+
+class NamespaceLogging(Record, frozen=True, kw_only=True):
+    """`config/logging/<namespace>`: what annotations in it ask for, where logging is delegated. Only where they do."""
+
+    kind: ClassVar[str] = "namespace-logging"
+
+    denied: bool = False
+    policies: tuple[str, ...] = ()  # names of NetworkPolicies, sorted: what they allow
+
+
 class Capacity(Record, frozen=True, kw_only=True):
     """`meta/capacity`: what all Services together may take, as endpoint-sync was told (records.capacity)."""
 
@@ -269,6 +289,11 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, order=
     # Which policies allow whom, as sets that may be finer than those above. Empty: all policies allow all of them.
     grounds: tuple[Ground, ...] = ()
 
+    def covers(self, protocol: int, port: int) -> bool:
+        if self.protocol == Protocol.ANY:
+            return True
+        return self.protocol == protocol and port >> (16 - self.prefix) == self.port >> (16 - self.prefix)
+
 
 class Rules(Record, frozen=True, kw_only=True):
     """`rules/<policy>`: compiled rules, shared by all subjects whose rules are equal. The id follows from the content.
@@ -282,6 +307,12 @@ class Rules(Record, frozen=True, kw_only=True):
     egress_isolated: bool = False
     rules: tuple[Rule, ...] = ()  # sorted; at most one for a (direction, protocol, port, prefix)
     policies: tuple[str, ...] = ()  # namespace/name of the NetworkPolicies in it, sorted; part of the content
+
+    def by_policies(self, rule: Rule) -> list[tuple[int, tuple[str, ...]]]:
+        """Sets of one of its rules, and the policies that allow them."""
+        if not rule.grounds:
+            return [(group, self.policies) for group in (*rule.sets, rule.blocks) if group]
+        return [(ground.set, tuple(self.policies[place] for place in ground.policies)) for ground in rule.grounds]
 
 
 class Subject(Record, frozen=True, kw_only=True):

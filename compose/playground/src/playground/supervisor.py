@@ -205,6 +205,7 @@ class Supervisor:
                 f"--bpffs={self._layout.bpffs / node.name}",
                 f"--state={self._layout.node_state(node.name)}",
                 f"--cgroup={cgroup}",
+                f"--policy-log={self._layout.node_state(node.name) / 'policy_action.log'}",
                 "--uplink=eth0",
                 f"--attach={self._options.attach}",
                 f"--socket-lb={self._options.socket_lb}",

@@ -12,6 +12,7 @@ from node_agent.loader import CACHE
 from node_agent.machine import check
 from node_agent.masquerade import parse_ports
 from node_agent.monitor import Monitor
+from node_agent.policylog import DEFAULT_PATH
 from node_agent.status import KernelCollector, routes
 from node_agent.sysctl import enable_forwarding
 from node_agent.whereabouts import write_whereabouts
@@ -64,6 +65,13 @@ _DIRECTORY = click.Path(path_type=Path, file_okay=False, readable=False)
 @click.option("--backends", type=_ROOM, default=None, help="As of endpoint-sync: maps are made for so many.")
 @click.option("--frontends", type=_ROOM, default=None, help="The same.")
 @click.option("--source-ranges", type=_ROOM, default=None, help="The same.")
+@click.option(
+    "--policy-log",
+    type=click.Path(path_type=Path, dir_okay=False, readable=False),
+    default=DEFAULT_PATH,
+    show_default=True,
+    help="Where policy decisions go, as the NetworkLogging object says.",
+)
 @click.option("--map-size", multiple=True, metavar="MAP=N", help="Entries of a map; may be repeated.")
 def main(
     common: CommonSettings,
@@ -79,6 +87,7 @@ def main(
     backends: int | None,
     frontends: int | None,
     source_ranges: int | None,
+    policy_log: Path,
     map_size: tuple[str, ...],
     node_port_range: range,
 ) -> None:
@@ -94,6 +103,7 @@ def main(
         attach=attach,
         socket_lb=socket_lb,
         node_ports=node_port_range,
+        policy_log=policy_log,
         # What is said of a map itself comes last, and counts.
         sizes=(*made_for(backends, frontends, source_ranges), *map_size),
     )

@@ -22,6 +22,7 @@ from node_agent.maps import Maps
 from node_agent.masquerade import free_blocks, read_local_ports, settings_of
 from node_agent.namespaces import namespace_cookie
 from node_agent.netlink import HostWatch
+from node_agent.policylog import DEFAULT_PATH, PolicyLog
 from node_agent.release import Releaser
 from node_agent.routes import Routes, wanted
 from node_agent.table import ORDER, POLICY, REACHED_FROM, Step, Tables
@@ -64,6 +65,7 @@ class NodeSettings:
     attach: str
     sizes: tuple[str, ...]
     node_ports: range
+    policy_log: Path = DEFAULT_PATH
     socket_lb: str = "all"  # whose sockets are translated: all, or those of the node's own network namespace ("node")
 
 
@@ -124,12 +126,15 @@ class Agent:
         self.view: View
         self.attachments: Attachments
         self.releaser: Releaser
+        self.policy_log: PolicyLog
 
     async def open(self) -> None:
         """Opens maps and programs, and reads what the maps hold. Raises OSError."""
         await self.in_worker(self._open)
         entries, sizes = Entries(self.manifest.maps), {name: e.max_entries for name, e in self.manifest.maps.items()}
         self.view = View(self._settings.node, self._keys, self.tables, entries, sizes)
+        log_path = self._settings.policy_log
+        self.policy_log = PolicyLog(self.manifest, self.maps, self._settings.node, self.view, log_path)
         self.releaser = Releaser(self.maps["socket_peers"], self.view.departures, self._settings.cgroup)
 
     def _open(self) -> None:
@@ -172,6 +177,7 @@ class Agent:
             group.create_task(self._check())
             group.create_task(self._expire())
             group.create_task(self.releaser.run())
+            group.create_task(self.policy_log.run())
 
     async def _follow(self) -> None:
         await self._host_ready.wait()
@@ -312,6 +318,7 @@ class Agent:
             self.changed()  # there is room for some of them
         if any(step.map in POLICY and not step.retired for step in steps):
             await self.in_worker(self._raise_generation)
+        await self.in_worker(lambda: self.policy_log.apply(self.view.logging))
         retiring = self.tables.retiring()
         if retiring is not None and not outdated:
             self._retiring.put_nowait(retiring)
@@ -403,4 +410,4 @@ class Agent:
         ports = {f"health checks on port {port}": reason for port, reason in self._checks.problems.items()}
         etcd = {"etcd": self._store.trouble} if self._store.trouble else {}
         hosts = {**self.releaser.problems, **self.upkeep.problems, **self.takeover.problems, **self._routes.problems}
-        return {**etcd, **self._ports, **hosts, **ports}
+        return {**etcd, **self._ports, **hosts, **ports, **self.policy_log.problems}

@@ -119,6 +119,22 @@ class EndpointView:
     def endpoint(self, key: Key) -> Endpoint | None:
         return self._endpoints.get(key)
 
+    def owner(self, address: bytes) -> tuple[Key, Endpoint] | None:
+        """The pod that has the address."""
+        claims = self._claims.get(address)
+        if not claims:
+            return None
+        key = next(reversed(claims))
+        return key, self._endpoints[key]
+
+    def node_of(self, address: bytes) -> str | None:
+        """The node that has the address."""
+        if address in self._addresses or address in self._own_reported():
+            return self._own
+        if address not in self._tables.wanted("endpoints"):
+            return None  # cheaper to know than where
+        return next((name for name, node in self._nodes.items() if address in node.addresses), None)
+
     def pods_of(self, identity: int) -> list[Key]:
         """Pods of this node that have, or should have, the identity."""
         return sorted(key for key in self._by_identity.get(identity, ()) if self._endpoints[key].node == self._own)

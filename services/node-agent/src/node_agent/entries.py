@@ -11,7 +11,8 @@ DEVICE_UPLINK, DEVICE_MASQUERADE = 0x1, 0x2
 NO_DEVICE = 0
 FRONTEND_OPEN, FRONTEND_RANGES = 0x1, 0x2
 SERVICE_DROP = 0x1
-SUBJECT_INGRESS_ISOLATED, SUBJECT_EGRESS_ISOLATED = 0x1, 0x2
+SUBJECT_INGRESS_ISOLATED, SUBJECT_EGRESS_ISOLATED, SUBJECT_LOG = 0x1, 0x2, 0x4
+RULE_LOG = 0x1
 LENGTH_ANY_PROTOCOL = 1 << 31
 
 PRESENT = (1).to_bytes(4, "little")
@@ -109,18 +110,23 @@ class Entries:
     def subject_key(self, identity: int) -> bytes:
         return self._keys["subjects"].pack(value=identity)
 
-    def subject(self, policy: int, isolated: tuple[bool, bool], lengths: tuple[int, int]) -> bytes:
-        """`isolated` and `lengths` for ingress and egress."""
-        flags = SUBJECT_INGRESS_ISOLATED * isolated[0] | SUBJECT_EGRESS_ISOLATED * isolated[1]
+    def subject(
+        self, policy: int, isolated: tuple[bool, bool], lengths: tuple[int, int], logged: bool = False
+    ) -> bytes:
+        """`isolated` and `lengths` for ingress and egress; `logged`: its namespace wants its denials logged."""
+        flags = SUBJECT_INGRESS_ISOLATED * isolated[0] | SUBJECT_EGRESS_ISOLATED * isolated[1] | SUBJECT_LOG * logged
         return self._values["subjects"].pack(
             policy=policy, flags=flags, ingress_lengths=lengths[0], egress_lengths=lengths[1]
         )
 
-    def rule(self, policy: int, rule: Rule) -> tuple[bytes, bytes]:
+    def rule(self, policy: int, rule: Rule, logged: bool = False) -> tuple[bytes, bytes]:
+        """`logged`: some policy behind it asks that what it allows be logged."""
         key = self._keys["rules"].pack(
             policy=policy, direction=rule.direction, protocol=rule.protocol, length=rule.prefix, port=rule.port
         )
-        return key, self._values["rules"].pack(sets=rule.sets, count=len(rule.sets), blocks=rule.blocks)
+        return key, self._values["rules"].pack(
+            sets=rule.sets, count=len(rule.sets), blocks=rule.blocks, flags=RULE_LOG * logged
+        )
 
     def member_key(self, group: int, identity: int) -> bytes:
         return self._keys["members"].pack(set=group, member=identity)

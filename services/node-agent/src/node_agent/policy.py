@@ -7,7 +7,7 @@ from types import MappingProxyType
 from node_agent.entries import PRESENT, Entries, length_bit
 from node_agent.recall import Member, recall
 from node_agent.table import Tables
-from tidegate.records import FIRST_SET, PeerShard, Rule, Rules, Subject
+from tidegate.records import ANY_SET, FIRST_SET, NamespaceLogging, PeerShard, Rule, Rules, Subject
 
 NO_SHARD = -1  # where the members of a set stand that has no records any more
 SIZED = ("rules", "members", "peer_blocks")
@@ -40,6 +40,7 @@ class PolicyView:
         self._set_users: Counter[int] = Counter()
         self._dirty: set[int] = set()  # identities
         self._changed_shards: list[tuple[int, int, PeerShard | None]] = []  # of sets in use
+        self._logged: dict[str, NamespaceLogging] = {}
         self._gone: set[int] = set()  # sets in use that are no more: rules that find no room leave others in force
 
     def judged(self, identity: int) -> bool:
@@ -94,6 +95,45 @@ class PolicyView:
         concerned = self._identities.get(policy, set())
         self._dirty.update(concerned)
         return concerned
+
+    def set_namespace_logging(self, namespace: str, record: NamespaceLogging | None) -> None:
+        """What is to be logged where that is left to annotations; entries that stand say so at once."""
+        if record is None:
+            self._logged.pop(namespace, None)
+        else:
+            self._logged[namespace] = record
+        concerned = {policy for policy, rules in self._policy_rules.items() if _namespace(rules) == namespace}
+        for policy in concerned:
+            rules = self._policy_rules[policy]
+            for rule in rules.rules:
+                self._tables.want("rules", *self._entries.rule(policy, rule, self._is_logged(rules, rule)))
+        for identity, policy in self._programmed.items():
+            if policy in concerned:
+                self._tables.want("subjects", self._entries.subject_key(identity), self._subject(policy))
+
+    def _is_logged(self, rules: Rules, rule: Rule) -> bool:
+        """Whether some policy by which the rule allows asks for it."""
+        asking = self._logged.get(_namespace(rules), NamespaceLogging()).policies
+        return any(name.partition("/")[2] in asking for _, names in rules.by_policies(rule) for name in names)
+
+    def rules_of(self, policy: int) -> Rules | None:
+        """As programmed here, or as last known."""
+        return self._policy_rules.get(policy) or self._rules.get(policy)
+
+    def is_in(self, group: int, identity: int, address: bytes) -> bool:
+        """Whether a set has the peer in it, which has that identity and that address: as the programs ask."""
+        shards = [shard for shard in self._shards.get(group, {}).values() if shard]
+        if group == ANY_SET or any(identity in shard for shard in shards):
+            return True
+        number = int.from_bytes(address, "big")
+        around = [
+            (member[1], member[2])
+            for shard in shards
+            if not isinstance(next(iter(shard)), int)  # a set has either identities or blocks
+            for member in shard
+            if not isinstance(member, int) and (number ^ int.from_bytes(member[0], "big")) >> (128 - member[1]) == 0
+        ]
+        return bool(around) and self.is_in(max(around)[1], identity, address)
 
     def set_set(self, group: int, present: bool) -> None:
         """Without this, a set without shards would be one without members."""
@@ -220,14 +260,18 @@ class PolicyView:
         if before != policy:
             self._take_policy(policy)
             self._programmed[identity] = policy
+        self._tables.want("subjects", self._entries.subject_key(identity), self._subject(policy))
+        if before is not None and before != policy:
+            self._release_policy(before)
+
+    def _subject(self, policy: int) -> bytes:
         rules = self._policy_rules[policy]
         lengths = [0, 0]
         for rule in rules.rules:
             lengths[rule.direction] |= length_bit(rule)
-        value = self._entries.subject(policy, (rules.ingress_isolated, rules.egress_isolated), (lengths[0], lengths[1]))
-        self._tables.want("subjects", self._entries.subject_key(identity), value)
-        if before is not None and before != policy:
-            self._release_policy(before)
+        isolated = rules.ingress_isolated, rules.egress_isolated
+        logged = self._logged.get(_namespace(rules), NamespaceLogging()).denied
+        return self._entries.subject(policy, isolated, (lengths[0], lengths[1]), logged)
 
     def _drop(self, identity: int) -> None:
         policy = self._programmed.pop(identity, None)
@@ -241,8 +285,7 @@ class PolicyView:
             return
         rules = self._policy_rules[policy] = self._rules[policy]
         for rule in rules.rules:
-            key, value = self._entries.rule(policy, rule)
-            self._tables.want("rules", key, value)
+            self._tables.want("rules", *self._entries.rule(policy, rule, self._is_logged(rules, rule)))
             for group in _sets(rule):
                 self._take_set(group)
 
@@ -304,6 +347,11 @@ class PolicyView:
     def _has_room(self, name: str, key: bytes) -> bool:
         size = self._sizes.get(name)
         return size is None or self._stands(name, key) or self._tables.occupied(name) < size
+
+
+def _namespace(rules: Rules) -> str:
+    """Of the subjects: policies select pods of their own namespace. Empty where none does."""
+    return rules.policies[0].partition("/")[0] if rules.policies else ""
 
 
 def _sets(rule: Rule) -> Iterable[int]:

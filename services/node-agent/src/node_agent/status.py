@@ -36,10 +36,10 @@ def counters(agent: Agent) -> dict[str, dict[str, int]]:
 def events_lost(agent: Agent) -> dict[str, int]:
     opened = agent.maps["events_lost"]
     totals = []
-    for index in range(2):
+    for index in range(4):
         values = [opened.value.unpack(raw) for raw in opened.per_cpu_values(struct.pack("=I", index))]
         totals.append(sum(value["packets"] for value in values))
-    return {"drops": totals[0], "verdicts": totals[1]}
+    return dict(zip(("drops", "verdicts", "logged_allowed", "logged_denied"), totals, strict=True))
 
 
 class KernelCollector(Collector):
@@ -59,7 +59,7 @@ class KernelCollector(Collector):
         for name in ORDER:
             entries.add_metric([name], len(self._agent.tables.have(name)))
             capacity.add_metric([name], self._agent.maps[name].max_entries)
-        lost = CounterMetricFamily("tidegate_events_lost", "Events that found no room in their ring.", labels=["ring"])
+        lost = CounterMetricFamily("tidegate_events_lost", "Events that found no room, by where.", labels=["ring"])
         for ring, count in events_lost(self._agent).items():
             lost.add_metric([ring], count)
         refused = GaugeMetricFamily(
@@ -122,6 +122,7 @@ async def status(agent: Agent, health: Health, node: str) -> dict[str, Any]:
         "policy_generation": struct.unpack("=Q", agent.maps["settings"].lookup(key) or bytes(8))[0],
         "forwarded": forwarded,
         "drops": drops,
+        "policy_log": agent.policy_log.bits,
         "events_lost": events_lost(agent),
         "problems": {**agent.view.problems, **agent.host_problems},
         "memory_mib": round(resident_memory() / MIB, 1),

@@ -18,7 +18,9 @@ from tidegate.records import (
     BackendShard,
     Endpoint,
     Keyspace,
+    Logging,
     Masquerade,
+    NamespaceLogging,
     Node,
     PeerSet,
     PeerShard,
@@ -32,7 +34,19 @@ from tidegate.records import (
 from tidegate.records.keys import Parsed
 from tidegate.store import Operation, Put
 
-KINDS = (Node, Masquerade, Endpoint, Service, BackendShard, PeerSet, PeerShard, Rules, Subject)
+KINDS = (
+    Node,
+    Masquerade,
+    Logging,
+    NamespaceLogging,
+    Endpoint,
+    Service,
+    BackendShard,
+    PeerSet,
+    PeerShard,
+    Rules,
+    Subject,
+)
 
 
 class View:
@@ -58,6 +72,7 @@ class View:
         self.host_ports = HostPortView(own, selections, leading, self.room)
         self.departures = Departures(self.services, self.endpoints, self._has_unread)
         self.masquerade = MasqueradeView(tables, entries)
+        self.logging = Logging()
         self.problems: dict[str, str] = {}  # key → why it was not understood
         self._known: set[str] = set()
         self._loaded = False
@@ -65,6 +80,8 @@ class View:
         self._setters: dict[type, Callable[[tuple[str, ...], Any], None]] = {
             Node: lambda name, record: self._set_node(name[0], record),
             Masquerade: lambda _, record: self.masquerade.set_config(record),
+            Logging: lambda _, record: self._set_logging(record),
+            NamespaceLogging: lambda name, record: self.policy.set_namespace_logging(name[0], record),
             Endpoint: lambda name, record: self._set_endpoint((name[0], name[1]), record),
             Service: lambda name, record: self._set_service((name[0], name[1]), record),
             BackendShard: lambda name, record: self._set_backends((name[0], name[1]), int(name[2]), record),
@@ -141,6 +158,9 @@ class View:
         self.endpoints.set_endpoint(key, record)
         self.host_ports.set_endpoint(key, record)
         self.departures.endpoint(before, record)
+
+    def _set_logging(self, record: Logging | None) -> None:
+        self.logging = record or Logging()
 
     def _set_node(self, name: str, record: Node | None) -> None:
         self.endpoints.set_node(name, record)

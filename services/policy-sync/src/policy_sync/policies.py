@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import msgspec
 
 from policy_sync.compile import Policy, closed_policy, compile_policy
+from policy_sync.logging import Delegation
 from policy_sync.selectors import PolicyError
 from policy_sync.subjects import Subjects
 from tidegate.kube import objects
@@ -21,8 +22,9 @@ KIND = "NetworkPolicy"
 class Policies:
     """Handler of NetworkPolicy events."""
 
-    def __init__(self, publisher: Publisher, subjects: Subjects) -> None:
+    def __init__(self, publisher: Publisher, subjects: Subjects, delegation: Delegation) -> None:
         self._publisher = publisher
+        self._delegation = delegation
         self._subjects = subjects
         self._wanted: dict[Key, Policy] = {}
         self._waiting: set[Key] = set()
@@ -45,6 +47,7 @@ class Policies:
 
     def changed(self, item: objects.NetworkPolicy) -> None:
         self.uids[item.key] = item.metadata.uid
+        self._delegation.set_policy(item.key, item.metadata.annotations)
         try:
             policy = compile_policy(item)
         except PolicyError as error:
@@ -57,6 +60,7 @@ class Policies:
 
     def deleted(self, key: Key) -> None:
         self._publisher.problem(KIND, *key, None)
+        self._delegation.set_policy(key, None)
         self._stored.pop(key, None)
         self._good.discard(key)
         self._waiting.discard(key)

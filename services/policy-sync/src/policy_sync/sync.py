@@ -5,14 +5,16 @@ from collections.abc import Mapping
 from contextlib import aclosing
 from typing import Protocol, TypeVar
 
+from policy_sync.logging import NAME as LOGGING_NAME
+from policy_sync.logging import Delegation, LoggingConfig
 from policy_sync.peers import Peers
 from policy_sync.policies import Policies
 from policy_sync.sets import Directory
 from policy_sync.subjects import Subjects
 from tidegate.kube import objects
 from tidegate.kube.events import EventApi, Events, Notice
-from tidegate.kube.track import Handler, Key, track
-from tidegate.kube.watch import NAMESPACES, NETWORK_POLICIES, Invalid, Resource
+from tidegate.kube.track import Handler, Key, Tracker, track
+from tidegate.kube.watch import NAMESPACES, NETWORK_LOGGING, NETWORK_POLICIES, Invalid, Listed, Resource, list_watch
 from tidegate.kube.watch import Api as ReadApi
 from tidegate.records import (
     Identity,
@@ -36,7 +38,7 @@ T = TypeVar("T", bound=objects.Object)
 R = TypeVar("R", bound=Record)
 
 NAME = "policy-sync"
-RANKS = {"config/identity-keys": 1, "peers/": 2, "rules/": 3, "subjects/": 4}
+RANKS = {"config/identity-keys": 1, "config/logging": 1, "peers/": 2, "rules/": 3, "subjects/": 4}
 IDENTITIES = "identities"
 # Reasons of Events.
 EXCEEDED, FITS = "TidegateRulesTooLarge", "TidegateRulesFit"
@@ -51,18 +53,23 @@ class Namespaces:
 
     KIND = "Namespace"
 
-    def __init__(self, publisher: Publisher, directory: Directory, peers: Peers, subjects: Subjects) -> None:
+    def __init__(
+        self, publisher: Publisher, directory: Directory, peers: Peers, subjects: Subjects, delegation: Delegation
+    ) -> None:
         self._publisher = publisher
+        self._delegation = delegation
         self._directory = directory
         self._peers = peers
         self._subjects = subjects
 
     def changed(self, item: objects.Namespace) -> None:
         self._publisher.problem(self.KIND, "", item.metadata.name, None)
+        self._delegation.set_namespace(item.metadata.name, item.metadata.annotations)
         self._label(item.metadata.name, dict(item.labels))
 
     def deleted(self, key: Key) -> None:
         self._publisher.problem(self.KIND, "", key[1], None)
+        self._delegation.set_namespace(key[1], None)
         self._label(key[1], None)
 
     def invalid(self, item: Invalid) -> None:
@@ -86,7 +93,10 @@ class PolicySync:
         self._directory = Directory()
         self._peers = Peers(self.publisher, self._directory)
         self._subjects = Subjects(self.publisher, self._directory, self._peers)
-        self._policies = Policies(self.publisher, self._subjects)
+        self._logging = LoggingConfig(self.publisher)
+        self._delegation = Delegation(self.publisher)
+        self._policies = Policies(self.publisher, self._subjects, self._delegation)
+        self.publisher.prepare = self._logging.prepare
         self._events = Events(api, f"tidegate-{NAME}", lambda: self.publisher.leading)
         self._subjects.tell(self._tell)
 
@@ -118,10 +128,11 @@ class PolicySync:
 
     async def run(self, holder: str, ttl: int) -> None:
         """Never returns."""
-        namespaces = Namespaces(self.publisher, self._directory, self._peers, self._subjects)
+        namespaces = Namespaces(self.publisher, self._directory, self._peers, self._subjects, self._delegation)
         async with asyncio.TaskGroup() as group:
             group.create_task(self._watch(NAMESPACES, namespaces))
             group.create_task(self._watch_policies())
+            group.create_task(self._watch_logging())
             group.create_task(self._follow_identities())
             group.create_task(self._events.run())
             group.create_task(self.publisher.run(holder, ttl))
@@ -147,6 +158,16 @@ class PolicySync:
             after(listed)
 
         await track(self._api, NETWORK_POLICIES, self._policies, NAME, done)
+
+    async def _watch_logging(self) -> None:
+        # No source that others wait for: a cluster may not have the kind, or not let us read it.
+        async with aclosing(list_watch(self._api, NETWORK_LOGGING)) as events:
+            tracker = Tracker(self._logging)
+            async for event in events:
+                tracker.apply(event)
+                if isinstance(event, Listed) and ("", LOGGING_NAME) not in {*event.items, *event.invalid}:
+                    self._logging.absent()
+                self.publisher.changed()
 
     async def _follow_identities(self) -> None:
         # Rules made for a part of the identities would cut off the others: only complete states count.

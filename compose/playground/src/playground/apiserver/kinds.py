@@ -38,8 +38,9 @@ CONFIG_MAP = Kind("", "v1", "configmaps", "ConfigMap", ("cm",))
 EVENT = Kind("", "v1", "events", "Event", ("ev",))
 ENDPOINT_SLICE = Kind("discovery.k8s.io", "v1", "endpointslices", "EndpointSlice")
 NETWORK_POLICY = Kind("networking.k8s.io", "v1", "networkpolicies", "NetworkPolicy", ("netpol",))
+NETWORK_LOGGING = Kind("networking.gke.io", "v1alpha1", "networkloggings", "NetworkLogging", namespaced=False)
 
-KINDS = (NAMESPACE, NODE, POD, SERVICE, CONFIG_MAP, EVENT, ENDPOINT_SLICE, NETWORK_POLICY)
+KINDS = (NAMESPACE, NODE, POD, SERVICE, CONFIG_MAP, EVENT, ENDPOINT_SLICE, NETWORK_POLICY, NETWORK_LOGGING)
 BY_PATH = {(kind.path, kind.plural): kind for kind in KINDS}
 
 

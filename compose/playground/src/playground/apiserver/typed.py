@@ -8,6 +8,7 @@ from playground.apiserver.kinds import (
     CONFIG_MAP,
     ENDPOINT_SLICE,
     NAMESPACE,
+    NETWORK_LOGGING,
     NETWORK_POLICY,
     NODE,
     POD,
@@ -26,6 +27,7 @@ TYPES: dict[Kind, type[objects.Object]] = {
     CONFIG_MAP: objects.ConfigMap,
     ENDPOINT_SLICE: objects.EndpointSlice,
     NETWORK_POLICY: objects.NetworkPolicy,
+    NETWORK_LOGGING: objects.NetworkLogging,
 }
 
 

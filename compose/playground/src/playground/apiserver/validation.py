@@ -4,7 +4,16 @@ import ipaddress
 import re
 from typing import Any
 
-from playground.apiserver.kinds import ENDPOINT_SLICE, NETWORK_POLICY, POD, SERVICE, Kind, Object, invalid
+from playground.apiserver.kinds import (
+    ENDPOINT_SLICE,
+    NETWORK_LOGGING,
+    NETWORK_POLICY,
+    POD,
+    SERVICE,
+    Kind,
+    Object,
+    invalid,
+)
 
 Causes = list[tuple[str, str]]
 
@@ -26,7 +35,13 @@ def validate(kind: Kind, item: Object) -> None:
     if not SUBDOMAIN.fullmatch(name) or len(name) > 253:
         causes.append(("metadata.name", f'Invalid value: "{name}": a lowercase RFC 1123 subdomain is expected'))
     _metadata(item["metadata"], causes)
-    check = {POD: _pod, SERVICE: _service, ENDPOINT_SLICE: _slice, NETWORK_POLICY: _policy}.get(kind)
+    check = {
+        POD: _pod,
+        SERVICE: _service,
+        ENDPOINT_SLICE: _slice,
+        NETWORK_POLICY: _policy,
+        NETWORK_LOGGING: _logging,
+    }.get(kind)
     if check:
         check(item, causes)
     if causes:
@@ -149,6 +164,17 @@ def _slice(item: Object, causes: Causes) -> None:
             causes.append((f"ports[{index}].name", f'Duplicate value: "{port["name"]}"'))
         names.add(port.get("name"))
         _protocol(port.get("protocol"), f"ports[{index}].protocol", causes)
+
+
+def _logging(item: Object, causes: Causes) -> None:
+    """The rules of compose/kubernetes/crds/."""
+    if item["metadata"]["name"] != "default":
+        causes.append(("metadata.name", f'Invalid value: "{item["metadata"]["name"]}": must be default'))
+    cluster = (item.get("spec") or {}).get("cluster") or {}
+    for name in ("allow", "deny"):
+        action = cluster.get(name) or {}
+        if action.get("delegate") and not action.get("log"):
+            causes.append((f"spec.cluster.{name}", "Invalid value: delegate needs log"))
 
 
 def _policy(item: Object, causes: Causes) -> None:
