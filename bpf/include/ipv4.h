@@ -73,16 +73,21 @@ static bool read_ip(struct __sk_buff *skb, struct flow *flow, u32 at)
 	return true;
 }
 
-/* As ip_decrease_ttl() of the kernel does it: the TTL is the upper byte of its word. */
+/* As ip_decrease_ttl() of the kernel does it. TTL and checksum stand beside each other, and are stored at once. */
 static bool lower_ttl(struct __sk_buff *skb, struct flow *flow)
 {
-	__be16 old = htons(flow->ttl << 8), new = htons((flow->ttl - 1) << 8);
-	u8 ttl = flow->ttl - 1;
-	if (bpf_l3_csum_replace(skb, IP_AT + offsetof(struct iphdr, check), old, new, 2))
+	struct {
+		u8 ttl;
+		u8 protocol;
+		u16 checksum;
+	} part;
+	u32 at = IP_AT + offsetof(struct iphdr, ttl);
+	if (bpf_skb_load_bytes(skb, at, &part, sizeof(part)))
 		return refuse(flow, REASON_MALFORMED);
-	if (bpf_skb_store_bytes(skb, IP_AT + offsetof(struct iphdr, ttl), &ttl, 1, 0))
-		return refuse(flow, REASON_MALFORMED);
-	return true;
+	u32 sum = part.checksum + htons(0x0100);
+	part.checksum = sum + (sum >= 0xffff);
+	part.ttl--;
+	return !bpf_skb_store_bytes(skb, at, &part, sizeof(part), 0) || refuse(flow, REASON_MALFORMED);
 }
 
 /* Whether the transport checksum of this protocol covers the packet's addresses. */
