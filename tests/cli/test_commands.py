@@ -286,7 +286,9 @@ def test_an_event_in_one_line() -> None:
 def test_an_interrupt_while_it_is_being_read_is_no_traceback(tmp_path: Path) -> None:
     """Sent by the first module that it reads, as a terminal would send it."""
     (tmp_path / "click.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
-    script = "import tidegate.cli; tidegate.cli.main()"
+    # What runs in the background of a shell ignores SIGINT, and so would its children.
+    reset = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    script = f"{reset}; import tidegate.cli; tidegate.cli.main()"
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (130, "")
