@@ -4,6 +4,7 @@ import asyncio
 import json
 import struct
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -33,14 +34,15 @@ class Log:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[PolicyLog]:
-        log = PolicyLog(self.loaded.manifest, self.maps, OWN, Agent().view, self.path)
-        task = asyncio.create_task(log.run())
-        try:
-            yield log
-        finally:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
+        with ThreadPoolExecutor(1) as worker:
+            log = PolicyLog(self.loaded.manifest, self.maps, worker, OWN, Agent().view, self.path)
+            task = asyncio.create_task(log.run())
+            try:
+                yield log
+            finally:
+                task.cancel()
+                with suppress(asyncio.CancelledError):
+                    await task
 
     def deny(self, port: int, count: int) -> None:
         """As the programs note it in the present round."""

@@ -134,7 +134,7 @@ class Agent:
         entries, sizes = Entries(self.manifest.maps), {name: e.max_entries for name, e in self.manifest.maps.items()}
         self.view = View(self._settings.node, self._keys, self.tables, entries, sizes)
         log_path = self._settings.policy_log
-        self.policy_log = PolicyLog(self.manifest, self.maps, self._settings.node, self.view, log_path)
+        self.policy_log = PolicyLog(self.manifest, self.maps, self._worker, self._settings.node, self.view, log_path)
         self.releaser = Releaser(self.maps["socket_peers"], self.view.departures, self._settings.cgroup)
 
     def _open(self) -> None:
@@ -318,7 +318,7 @@ class Agent:
             self.changed()  # there is room for some of them
         if any(step.map in POLICY and not step.retired for step in steps):
             await self.in_worker(self._raise_generation)
-        await self.in_worker(lambda: self.policy_log.apply(self.view.logging))
+        self.policy_log.apply(self.view.logging)
         retiring = self.tables.retiring()
         if retiring is not None and not outdated:
             self._retiring.put_nowait(retiring)

@@ -8,6 +8,7 @@ import asyncio
 import struct
 import time
 from collections.abc import Mapping
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,11 @@ def bits(logging: Logging) -> int:
 
 
 class PolicyLog:
-    def __init__(self, manifest: Manifest, maps: Mapping[str, Map], node: str, view: View, path: Path) -> None:
+    def __init__(
+        self, manifest: Manifest, maps: Mapping[str, Map], worker: Executor, node: str, view: View, path: Path
+    ) -> None:
+        """`worker`: in which maps are read, and closed."""
+        self._worker = worker
         self._manifest = manifest
         self._maps = maps
         self._records = LogRecords(node, view)
@@ -114,16 +119,17 @@ class PolicyLog:
         return [self._records.allowed(event, event["time"] + since_boot) for event in events]
 
     async def _denied(self) -> list[Row]:
-        since_boot = _boot()
-        found = await asyncio.to_thread(self._take_round)
-        return [self._records.denied(key, value["count"], value["time"] + since_boot) for key, value in found]
-
-    def _take_round(self) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-        """Ends the round, and empties the map of what belongs to it: no program writes there any more."""
-        opened = self._maps["log_denied"]
+        """What the round counted that ends now. No program writes there any more when it is read."""
         current = (self._get(SETTING_LOG_ROUND) + 1) & 0xFFFFFFFF
         self._set(SETTING_LOG_ROUND, current)
-        wait_for_programs()
+        await asyncio.to_thread(wait_for_programs)
+        since_boot = _boot()
+        found = await asyncio.get_running_loop().run_in_executor(self._worker, self._take_all_but, current)
+        return [self._records.denied(key, value["count"], value["time"] + since_boot) for key, value in found]
+
+    def _take_all_but(self, current: int) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+        """Keys and values of other rounds, and takes them out of the map."""
+        opened = self._maps["log_denied"]
         start, size = opened.key.place("round")
         current_raw = struct.pack("=I", current)
         ended = {key: value for key, value in opened.items().items() if key[start : start + size] != current_raw}
