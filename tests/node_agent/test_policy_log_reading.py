@@ -6,6 +6,7 @@ import struct
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +45,12 @@ class Log:
                 with suppress(asyncio.CancelledError):
                     await task
 
-    def deny(self, port: int, count: int) -> None:
-        """As the programs note it in the present round."""
+    def deny(self, port: int, count: int, rounds: int = 0) -> None:
+        """As the programs note it in the present round, or so many later."""
         key = {"initiator": "10.0.0.1", "responder": "10.0.0.2", "responder_port": port, "protocol": 6, "direction": 1}
         current = self.loaded.maps["settings"].get({"value": SETTING_LOG_ROUND})
         assert current is not None
-        self.loaded.maps["log_denied"].set({**key, "round": current["value"]}, {"count": count})
+        self.loaded.maps["log_denied"].set({**key, "round": current["value"] + rounds}, {"count": count})
 
     def lose(self, index: int, packets: int) -> None:
         """So many in all, on each CPU."""
@@ -85,6 +86,16 @@ async def test_each_round_is_written_once(log: Log) -> None:
         assert log.loaded.maps["log_denied"].items() == []
 
 
+async def test_the_round_that_begins_is_left_to_the_programs(log: Log) -> None:
+    log.deny(80, 7)
+    log.deny(81, 1, rounds=1)
+    with ThreadPoolExecutor(1) as worker:
+        policy_log = PolicyLog(log.loaded.manifest, log.maps, worker, OWN, Agent().view, log.path)
+        assert [row["count"] for row in await policy_log._denied()] == [7]
+        assert [value["count"] for _, value in log.loaded.maps["log_denied"].items()] == [1]
+        assert [row["count"] for row in await policy_log._denied()] == [1]
+
+
 async def test_what_was_noted_before_it_was_switched_off_is_written(log: Log) -> None:
     async with log.running() as policy_log:
         policy_log.apply(Logging(denied=True))
@@ -108,6 +119,10 @@ async def test_another_agent_goes_on(log: Log) -> None:
         await until("what was noted", lambda: log.denied() == [(80, 7)])
         await until("what was lost", lambda: len(log.lost()) == 2)
         assert log.lost()[1] == {"allow": 3 * possible_cpus(), "deny": possible_cpus()}
+        for rounds in (2, 3):  # what has been told is not told again in the rounds to come
+            log.deny(81, 1)
+            await until("another round", partial(lambda count: len(log.denied()) == count, rounds))
+        assert len(log.lost()) == 2
         # Fresh counters begin anew.
         log.lose(ALLOW, 2)
         await until("what was lost since", lambda: log.lost()[2:] == [{"allow": 2 * possible_cpus()}])
