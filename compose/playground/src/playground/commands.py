@@ -3,24 +3,22 @@
 import asyncio
 import json
 import os
-import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import click
 
 from playground.cleanup import clean
+from playground.detached import NotUpError, start
 from playground.layout import Layout
+from playground.machine import check_machine
 from playground.processes import ours, read_register
 from playground.shell import inside
-from playground.supervisor import Options, Supervisor, check_machine
+from playground.supervisor import Options, Supervisor
 from tidegate.runtime.errors import SettingsError
 from tidegate.runtime.lifecycle import supervise
 from tidegate.runtime.logging import configure
-
-PATIENCE = 180.0  # seconds for `up --detach`
 
 
 @click.group()
@@ -94,28 +92,11 @@ def _tell(layout: Layout) -> None:
 
 def _detach(layout: Layout) -> None:
     arguments = [argument for argument in sys.argv[1:] if argument != "--detach"]
-    log = Path("/var/log") / f"tidegate-playground{layout.name}.log"
-    environment = {**os.environ, "TIDEGATE_PLAYGROUND": layout.name}
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "playground", *_after_group(arguments)],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-            env=environment,
-        )
-    deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline:
-        register = read_register(layout.state)
-        if register.get("supervisor") == process.pid and register.get("ready"):
-            _tell(layout)
-            return
-        if process.poll() is not None:
-            _fail(f"the playground did not come up:\n{log.read_text(errors='replace')[-3000:]}")
-        time.sleep(0.02)
-    process.terminate()
-    _fail(f"the playground was not ready after {PATIENCE:g} s: see {log}")
+    try:
+        start(layout, _after_group(arguments))
+    except NotUpError as error:
+        _fail(str(error))
+    _tell(layout)
 
 
 def _after_group(arguments: list[str]) -> list[str]:

@@ -23,7 +23,6 @@ from playground.scheduler import Scheduler
 from playground.shell import inside, run
 from tidegate.kube.client import KubeClient
 from tidegate.kube.watch import Unreachable
-from tidegate.runtime.errors import SettingsError
 from tidegate.runtime.logging import get_logger
 from tidegate.runtime.retry import Backoff, backoff
 from tidegate.store.local import EtcdProcess, free_port
@@ -43,24 +42,6 @@ class Options:
     attach: str = "auto"
     lease: int = 3
     socket_lb: str = "all"
-
-
-def check_machine() -> None:
-    """Raises SettingsError with what is missing and what to do."""
-    if os.geteuid() != 0:
-        raise SettingsError("the playground needs root: network namespaces, cgroups and eBPF")
-    for program, package in (
-        ("ip", "iproute2"),
-        ("nft", "nftables"),
-        ("etcd", "etcd-server"),
-        ("nsenter", "util-linux"),
-    ):
-        if shutil.which(program) is None:
-            raise SettingsError(f"{program} not found: install the package {package}")
-    try:
-        Layout().cgroup  # noqa: B018  # asks for the mount point
-    except FileNotFoundError as error:
-        raise SettingsError(str(error)) from error
 
 
 async def mount_bpffs() -> None:

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import shutil
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -15,10 +14,16 @@ from rich.console import Console
 from rich.table import Table
 
 from playground.demo.reach import Expected, Matrix, Target, differences, measure, own, probe, read_expected, targets
-from playground.layout import Layout
+from playground.detached import NotUpError, start
+from playground.layout import CLUSTER, Layout
+from playground.machine import check_machine
 from playground.processes import read_register
 from playground.shell import CommandError, run
 from tidegate.cli import agents
+from tidegate.cli.cluster import read_all
+from tidegate.records import Rules
+from tidegate.runtime.errors import SettingsError
+from tidegate.runtime.settings import CommonSettings
 
 PATIENCE = 60.0  # seconds for the shop to come up
 CONNECTIONS = 30  # to each ClusterIP
@@ -47,6 +52,7 @@ class Demo:
         self.layout = layout
         self.console = console
         self.failures: list[str] = []
+        self.settings: CommonSettings  # to read etcd by
 
     def say(self, text: str) -> None:
         self.console.print(text)
@@ -89,17 +95,16 @@ class Demo:
         return 1 if self.failures else 0
 
     def _start(self) -> None:
-        command = [sys.executable, "-m", "playground", "up", "--nodes", "3", "--detach"]
         with self.console.status("starting the playground …"):
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise DemoError((done.stderr.strip() or done.stdout.strip()).removeprefix("Error: "))
-        self.say(done.stdout.strip())
+            check_machine()
+            register = start(self.layout, ["up", "--nodes", "3"])
+        self.say(f"kubeconfig: {register['kubeconfig']}\netcd: {register['etcd']}")
+        self.settings = CommonSettings(cluster=CLUSTER, etcd=(register["etcd_unix"],))
 
     async def _apply_shop(self, expected: Expected) -> tuple[dict[str, str], list[Target]]:
         with self.console.status("applying the shop …"):
-            for name in ("namespaces", "services", "pods"):
-                await self.kube("apply", "-f", str(shop() / f"{name}.yaml"))
+            files = [f"--filename={shop() / name}.yaml" for name in ("namespaces", "services", "pods")]
+            await self.kube("apply", *files)
             pods = await self._until_ready(expected)
         nodes = {f"{p['metadata']['namespace']}/{p['metadata']['name']}": p["spec"]["nodeName"] for p in pods}
         services = await self.kube_json("get", "services", "-A")
@@ -140,15 +145,12 @@ class Demo:
         try:
             async with asyncio.timeout(PATIENCE):
                 while True:
-                    listed = json.loads(await self._tidegate("policy", "list", "-o", "json"))
-                    if names <= {name for row in listed for name in row["policies"]}:
+                    rules = (await read_all(self.settings)).all(Rules)
+                    if names <= {name for each in rules.values() for name in each.policies}:
                         return
                     await asyncio.sleep(0.05)
         except TimeoutError as error:
             raise DemoError(f"not all policies are compiled after {PATIENCE:g} s: tidegate status") from error
-
-    async def _tidegate(self, *arguments: str) -> str:
-        return await run(str(Path(sys.executable).with_name("tidegate")), *arguments)
 
     def _show(self, matrix: Matrix, before: Matrix | None, expected: Expected, wanted: list[Target]) -> None:
         table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="bold")
@@ -227,7 +229,7 @@ class Demo:
             "kubectl get pods -A -o wide\n"
             "kubectl delete netpol -n shop default-deny\n"
             ".venv/bin/tidegate status\n"
-            ".venv/bin/tidegate policy check shop/web-1 payments/vault-1 --port 8200\n"
+            ".venv/bin/tidegate policy explain --from shop/web-1 --to payments/vault-1 --port 8200/TCP\n"
             ".venv/bin/tidegate monitor --verdicts\n"
             ".venv/bin/tidegate playground exec shop/web-1 -- bash\n"
             "make demo-down"
@@ -256,7 +258,7 @@ def demo() -> None:
         console = Console(highlight=False, width=200)
     try:
         code = asyncio.run(Demo(Layout(), console).run())
-    except (DemoError, CommandError) as error:
+    except (DemoError, CommandError, NotUpError, SettingsError) as error:
         raise click.ClickException(str(error)) from error
     except KeyboardInterrupt:
         click.echo("\nStopped. What is up stays up: make demo goes through it again, make demo-down ends it.", err=True)
