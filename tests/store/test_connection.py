@@ -107,6 +107,28 @@ async def test_closing_ends_the_calls_under_way_with_an_error(open_store: OpenSt
         await store.snapshot("/")
 
 
+async def read_forever(connection: Connection, cancel_call: bool) -> None:
+    async with connection.link() as link:
+        call = link.watch()
+        if cancel_call:
+            asyncio.get_running_loop().call_soon(call.cancel)
+        await call.read()
+
+
+async def test_a_cancelled_call_is_a_failure_and_no_end_of_its_task(own_etcd: EtcdProcess) -> None:
+    """Only who cancels the task itself ends it."""
+    await own_etcd.start()
+    connection = Connection([parse_endpoint(own_etcd.endpoint)])
+    try:
+        with pytest.raises(UnavailableError, match="cancelled"):
+            await read_forever(connection, cancel_call=True)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(read_forever(connection, cancel_call=False), 0.01)
+    finally:
+        await connection.close()
+
+
+
 async def test_a_cut_does_not_disturb_other_calls(
     etcd: EtcdProcess, open_store: OpenStore, proxy_to: Callable[[int], Awaitable[Any]], prefix: str
 ) -> None:

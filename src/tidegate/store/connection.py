@@ -196,10 +196,13 @@ class Connection:
                 self._retire(link)
             raise meaning from error
         except asyncio.CancelledError:
-            # Closing a channel cancels the calls on it in the name of their tasks.
+            # Closing a channel cancels the calls on it in the name of their tasks. A task group would take that for the
+            # end of a task that somebody wanted to end, and go on without it.
             task = asyncio.current_task()
-            if self._closed and task is not None and not task.cancelling():
-                raise UnavailableError(f"the connection to etcd at {link.endpoint} was closed") from None
+            if task is not None and not task.cancelling():
+                what = "the connection" if self._closed else "a call on the connection"
+                ended = "closed" if self._closed else "cancelled"
+                raise UnavailableError(f"{what} to etcd at {link.endpoint} was {ended}") from None
             raise
         finally:
             link.users -= 1
