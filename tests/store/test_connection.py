@@ -128,7 +128,6 @@ async def test_a_cancelled_call_is_a_failure_and_no_end_of_its_task(own_etcd: Et
         await connection.close()
 
 
-
 async def test_a_cut_does_not_disturb_other_calls(
     etcd: EtcdProcess, open_store: OpenStore, proxy_to: Callable[[int], Awaitable[Any]], prefix: str
 ) -> None:
