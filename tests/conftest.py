@@ -1,9 +1,15 @@
 """What the whole suite shares: which tests can run here, and saying plainly which cannot."""
 
+import asyncio
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from playground.realapi import RealApiServer
 
 NO_API_SERVER = "KUBEBUILDER_ASSETS names no directory with a kube-apiserver"
 
@@ -27,3 +33,18 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if not _real_api_server():
         terminalreporter.write_line(f"The tier against a real kube-apiserver was skipped: {NO_API_SERVER}.")
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator["RealApiServer"]:
+    """A kube-apiserver of KUBEBUILDER_ASSETS, with an etcd of its own."""
+    from playground.realapi import RealApiServer, assets  # a Kubernetes client comes with it
+
+    binaries = assets()
+    assert binaries is not None
+    server = RealApiServer(tmp_path_factory.mktemp("real"), binaries, "10.96.0.0/16")
+    try:
+        asyncio.run(server.start())
+        yield server
+    finally:
+        server.stop()

@@ -36,6 +36,18 @@ static void fill_event(struct event *event, struct __sk_buff *skb, struct flow *
 	event->pad = 0;
 }
 
+/* The same with the ends of the connection, whichever way the packet goes. */
+static void fill_connection_event(struct event *event, struct __sk_buff *skb, struct flow *flow, u8 reason)
+{
+	fill_event(event, skb, flow, reason);
+	event->source = flow->initiator;
+	event->destination = flow->responder;
+	event->source_port = flow->initiator_port;
+	event->destination_port = flow->responder_port;
+	event->source_identity = identity_of(&flow->initiator);
+	event->destination_identity = identity_of(&flow->responder);
+}
+
 static void tell_drop(struct __sk_buff *skb, struct flow *flow, u8 reason)
 {
 	if (!(setting(SETTING_MONITOR) & MONITOR_DROPS))
@@ -87,13 +99,7 @@ static void tell_verdict(struct __sk_buff *skb, struct flow *flow, u8 reason)
 		count_lost(LOST_VERDICTS);
 		return;
 	}
-	fill_event(event, skb, flow, reason);
-	event->source = flow->initiator;
-	event->destination = flow->responder;
-	event->source_port = flow->initiator_port;
-	event->destination_port = flow->responder_port;
-	event->source_identity = identity_of(&flow->initiator);
-	event->destination_identity = identity_of(&flow->responder);
+	fill_connection_event(event, skb, flow, reason);
 	events_verdicts.ringbuf_submit(event, 0);
 }
 
@@ -134,15 +140,9 @@ static void log_allowed_connection(struct __sk_buff *skb, struct flow *flow)
 			count_lost(LOST_ALLOWED);
 			continue;
 		}
-		fill_event(event, skb, flow, REASON_FORWARDED);
+		fill_connection_event(event, skb, flow, REASON_FORWARDED);
 		event->direction = direction;
 		event->policy = flow->policies[direction & 1];
-		event->source = flow->initiator;
-		event->destination = flow->responder;
-		event->source_port = flow->initiator_port;
-		event->destination_port = flow->responder_port;
-		event->source_identity = identity_of(&flow->initiator);
-		event->destination_identity = identity_of(&flow->responder);
 		log_allowed.ringbuf_submit(event, BPF_RB_NO_WAKEUP);
 	}
 }

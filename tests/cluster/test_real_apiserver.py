@@ -5,7 +5,7 @@ import asyncio
 import contextlib
 import copy
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from playground.apiserver.routes import serve
-from playground.realapi import RealApiServer, assets, kubeconfig
+from playground.realapi import RealApiServer, kubeconfig
 from tidegate.kube import client as client_module
 from tidegate.kube.client import ApiError, KubeClient
 from tidegate.kube.watch import NAMESPACES, SERVICES, Changed, Deleted, Event, Listed, list_watch
@@ -24,18 +24,6 @@ PATIENCE = 60.0
 RANGE = "10.96.0.0/16"
 NAMESPACE = "/api/v1/namespaces"
 Object = dict[str, Any]
-
-
-@pytest.fixture(scope="module")
-def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealApiServer]:
-    binaries = assets()
-    assert binaries is not None
-    server = RealApiServer(tmp_path_factory.mktemp("real"), binaries, RANGE)
-    try:
-        asyncio.run(server.start())
-        yield server
-    finally:
-        server.stop()
 
 
 @pytest.fixture

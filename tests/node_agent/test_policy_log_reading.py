@@ -17,7 +17,8 @@ from tests.node_agent.world import OWN, Agent
 
 from node_agent import policylog
 from node_agent.maps import Maps, possible_cpus
-from node_agent.policylog import LOG_DENIED, SETTING_LOG, SETTING_LOG_ROUND, PolicyLog
+from node_agent.policylog import LOG_DENIED, PolicyLog
+from node_agent.programsettings import SETTING_LOG, SETTING_LOG_ROUND
 from tidegate.records import Logging
 
 pytestmark = pytest.mark.root

@@ -1,11 +1,8 @@
 """ipBlock as a real API server takes it: what it lets through we understand, what it refuses we refuse."""
 
-import asyncio
-from collections.abc import Iterator
-
 import pytest
 
-from playground.realapi import RealApiServer, assets
+from playground.realapi import RealApiServer
 from policy_sync.ipblocks import ip_block
 from policy_sync.selectors import PolicyError
 from tidegate.kube.client import ApiError, KubeClient
@@ -31,18 +28,6 @@ WITH_EXCEPTIONS: Blocks = [
     ("::ffff:10.0.0.0/104", ("::ffff:10.1.0.0/112",)),
 ]  # fmt: skip
 BLOCKS: Blocks = [*((cidr, ()) for cidr in ALONE), *WITH_EXCEPTIONS]
-
-
-@pytest.fixture(scope="module")
-def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealApiServer]:
-    binaries = assets()
-    assert binaries is not None
-    server = RealApiServer(tmp_path_factory.mktemp("real"), binaries, "10.96.0.0/16")
-    try:
-        asyncio.run(server.start())
-        yield server
-    finally:
-        server.stop()
 
 
 def _is_wrong(text: str) -> bool:

@@ -1,7 +1,6 @@
 """The CRD of NetworkLogging as a real API server takes it, and the kind before, with and after it."""
 
 import asyncio
-from collections.abc import Iterator
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ import msgspec
 import pytest
 import yaml
 
-from playground.realapi import RealApiServer, assets
+from playground.realapi import RealApiServer
 from policy_sync.logging import LoggingError, logging_record
 from tidegate.kube import watch
 from tidegate.kube.client import ApiError, KubeClient
@@ -30,18 +29,6 @@ SPECS: list[tuple[dict[str, Any], bool]] = [
     ({"deny": {"delegate": True}}, False),
     ({"allow": {"log": False, "delegate": True}}, False),
 ]
-
-
-@pytest.fixture(scope="module")
-def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealApiServer]:
-    binaries = assets()
-    assert binaries is not None
-    server = RealApiServer(tmp_path_factory.mktemp("real"), binaries, "10.96.0.0/16")
-    try:
-        asyncio.run(server.start())
-        yield server
-    finally:
-        server.stop()
 
 
 def item(cluster: dict[str, Any], name: str = "default") -> dict[str, Any]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from tidegate.cli import render
 from tidegate.cli.cluster import Cluster
 from tidegate.records import ANY_SET, Direction, Rule, Rules
+from tidegate.records.addresses import innermost
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +63,8 @@ def sets_of(rule: Rule) -> Iterable[int]:
 def is_in(cluster: Cluster, group: int, peer: Peer) -> bool:
     if group == ANY_SET or peer.identity in cluster.members(group):
         return True
-    number = int.from_bytes(peer.address, "big")
-    around = [
-        (prefix, needed)
-        for (start, prefix), needed in cluster.blocks(group).items()
-        if (number ^ int.from_bytes(start, "big")) >> (128 - prefix) == 0
-    ]
-    return bool(around) and is_in(cluster, max(around)[1], peer)
+    needed = innermost(((*cidr, needed) for cidr, needed in cluster.blocks(group).items()), peer.address)
+    return needed is not None and is_in(cluster, needed, peer)
 
 
 def _grounds(

@@ -2,6 +2,7 @@
 
 import ipaddress
 import socket
+from collections.abc import Iterable
 
 MAPPED = bytes(10) + b"\xff\xff"
 
@@ -57,3 +58,17 @@ def unpack_cidr(packed: bytes, prefix: int) -> str:
     if is_ipv4(packed) and prefix >= 96:
         return f"{unpack_address(packed)}/{prefix - 96}"
     return f"{unpack_address(packed)}/{prefix}"
+
+
+def innermost(ranges: Iterable[tuple[bytes, int, int]], address: bytes) -> int | None:
+    """What the longest of the ranges around the address says: the third part of (16 bytes, prefix length, what holds).
+
+    None where none is around it.
+    """
+    number = int.from_bytes(address, "big")
+    around = (
+        (prefix, holds)
+        for start, prefix, holds in ranges
+        if (number ^ int.from_bytes(start, "big")) >> (128 - prefix) == 0
+    )
+    return max(around, default=(0, None))[1]

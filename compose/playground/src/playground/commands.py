@@ -13,7 +13,7 @@ from playground.cleanup import clean
 from playground.detached import NotUpError, start
 from playground.layout import Layout
 from playground.machine import check_machine
-from playground.processes import ours, read_register
+from playground.processes import ours, read_register, ways_in
 from playground.shell import inside
 from playground.supervisor import Options, Supervisor
 from tidegate.runtime.errors import SettingsError
@@ -79,24 +79,23 @@ def up(
 async def _up(layout: Layout, options: Options) -> None:
     supervisor = Supervisor(layout, options, lambda text: click.echo(text))
     try:
-        await supervisor.run(lambda: _tell(layout))
+        await supervisor.run(lambda: _tell(read_register(layout.state)))
     finally:
         await clean(layout, spare=os.getpid())
 
 
-def _tell(layout: Layout) -> None:
-    register = read_register(layout.state)
-    click.echo(f"kubeconfig: {register['kubeconfig']}\netcd: {register['etcd']}")
+def _tell(register: dict[str, Any]) -> None:
+    click.echo(ways_in(register))
     sys.stdout.flush()
 
 
 def _detach(layout: Layout) -> None:
     arguments = [argument for argument in sys.argv[1:] if argument != "--detach"]
     try:
-        start(layout, _after_group(arguments))
+        register = start(layout, _after_group(arguments))
     except NotUpError as error:
-        _fail(str(error))
-    _tell(layout)
+        raise click.ClickException(str(error)) from error
+    _tell(register)
 
 
 def _after_group(arguments: list[str]) -> list[str]:
@@ -131,7 +130,7 @@ def status(layout: Layout, output: str) -> None:
     if output == "json":
         click.echo(json.dumps(found, indent=1))
         return
-    click.echo(f"kubeconfig: {register.get('kubeconfig')}\netcd: {register.get('etcd')}")
+    click.echo(ways_in(register))
     for name, entry in processes.items():
         click.echo(f"{name:24} pid {entry['pid']:>8}  {'running' if entry['running'] else 'not running'}")
 

@@ -6,6 +6,7 @@ import signal
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from tidegate.runtime.logging import get_logger
 from tidegate.runtime.retry import Backoff
@@ -54,6 +55,11 @@ def read_register(path: Path) -> dict[str, object]:
     except FileNotFoundError:
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def ways_in(register: dict[str, Any]) -> str:
+    """How to speak to the playground."""
+    return f"kubeconfig: {register.get('kubeconfig')}\netcd: {register.get('etcd')}"
 
 
 def ours(entry: dict[str, int]) -> bool:

@@ -1,7 +1,6 @@
 """The agent: what is read from etcd and from the host goes into the maps of this node's kernel."""
 
 import asyncio
-import struct
 import sys
 import time
 from collections import Counter
@@ -23,6 +22,14 @@ from node_agent.masquerade import free_blocks, read_local_ports, settings_of
 from node_agent.namespaces import namespace_cookie
 from node_agent.netlink import HostWatch
 from node_agent.policylog import DEFAULT_PATH, PolicyLog
+from node_agent.programsettings import (
+    SETTING_GENERATION,
+    SETTING_MONITOR,
+    SETTING_NODE_NAMESPACE,
+    SETTING_PORTS,
+    SETTING_SOCKET_NAMESPACE,
+    ProgramSettings,
+)
 from node_agent.release import Releaser
 from node_agent.routes import Routes, wanted
 from node_agent.table import ORDER, POLICY, REACHED_FROM, Step, Tables
@@ -38,7 +45,6 @@ from tidegate.store import Incomplete, Snapshot, Store, follow_marked
 
 T = TypeVar("T")
 
-SETTING_GENERATION, SETTING_MONITOR, SETTING_SOCKET_NAMESPACE, SETTING_PORTS, SETTING_NODE_NAMESPACE = 0, 1, 3, 4, 7
 PORT_BLOCKS = 3
 WRITERS = ("endpoint-sync", "policy-sync")
 CHECK = 5.0  # seconds between looks at whether our programs are still where they belong
@@ -127,6 +133,7 @@ class Agent:
         self.attachments: Attachments
         self.releaser: Releaser
         self.policy_log: PolicyLog
+        self.program_settings: ProgramSettings
 
     async def open(self) -> None:
         """Opens maps and programs, and reads what the maps hold. Raises OSError."""
@@ -139,11 +146,12 @@ class Agent:
 
     def _open(self) -> None:
         self.maps = Maps(self.manifest.maps)
+        self.program_settings = ProgramSettings(self.maps["settings"])
         self.tables = Tables({name: self.maps[name].items() for name in ORDER})
         settings = self._settings
         # Before the programs that ask for it.
-        self._set(SETTING_NODE_NAMESPACE, namespace_cookie())
-        self._set(SETTING_SOCKET_NAMESPACE, namespace_cookie() if settings.socket_lb == "node" else 0)
+        self.program_settings.set(SETTING_NODE_NAMESPACE, namespace_cookie())
+        self.program_settings.set(SETTING_SOCKET_NAMESPACE, namespace_cookie() if settings.socket_lb == "node" else 0)
         self._set_ports()
         self.attachments = Attachments(self.manifest, settings.bpffs, settings.cgroup, settings.attach)
         moving = relink.start(settings.bpffs, settings.state, self.manifest)
@@ -362,20 +370,16 @@ class Agent:
             self._changed.set()  # what remains to be done is no change of what is told
 
     def _raise_generation(self) -> None:
-        key = struct.pack("=I", SETTING_GENERATION)
-        before = struct.unpack("=Q", self.maps["settings"].lookup(key) or bytes(8))[0]
         # Generations are compared as u32 in connections; 0 never comes up.
-        self._set(SETTING_GENERATION, before % 0xFFFFFFFF + 1)
-
-    def _set(self, setting: int, value: int) -> None:
-        self.maps["settings"].update(struct.pack("=I", setting), struct.pack("=Q", value))
+        generation = self.program_settings.get(SETTING_GENERATION) % 0xFFFFFFFF + 1
+        self.program_settings.set(SETTING_GENERATION, generation)
 
     def _set_ports(self) -> None:
         """Which source ports connections may have that leave under the node's address."""
         local, taken = read_local_ports(), self._settings.node_ports
         blocks = free_blocks(local, taken)
         for index, value in enumerate(settings_of(blocks, PORT_BLOCKS), SETTING_PORTS):
-            self._set(index, value)
+            self.program_settings.set(index, value)
         self._ports = {}
         if not blocks:
             self._ports["source ports"] = (
@@ -385,7 +389,7 @@ class Agent:
 
     def monitor(self, bits: int) -> None:
         """Which events the programs shall send (monitor.MONITOR_*)."""
-        self._set(SETTING_MONITOR, bits)
+        self.program_settings.set(SETTING_MONITOR, bits)
 
     @property
     def cgroup(self) -> Path:

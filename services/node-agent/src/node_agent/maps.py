@@ -3,6 +3,8 @@
 import ctypes
 import errno
 import os
+import struct
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from functools import cache
@@ -69,6 +71,13 @@ class Map:
         raw = self.lookup(key) or b""
         step = len(raw) // possible_cpus()
         return [raw[start : start + self.value.size] for start in range(0, len(raw), step)] if raw else []
+
+    def sums(self, index: int) -> Counter[str]:
+        """Of an array that each CPU has for itself: the fields of an entry over all of them."""
+        sums: Counter[str] = Counter()
+        for raw in self.per_cpu_values(struct.pack("=I", index)):
+            sums.update(self.value.unpack(raw))
+        return sums
 
     def update(self, key: bytes, value: bytes) -> None:
         self._check(libbpf().bpf_map_update_elem(self.fd, key, value, 0), "update")

@@ -8,6 +8,7 @@ from node_agent.entries import PRESENT, Entries, length_bit
 from node_agent.recall import Member, recall
 from node_agent.table import Tables
 from tidegate.records import ANY_SET, FIRST_SET, NamespaceLogging, PeerShard, Rule, Rules, Subject
+from tidegate.records.addresses import innermost
 
 NO_SHARD = -1  # where the members of a set stand that has no records any more
 SIZED = ("rules", "members", "peer_blocks")
@@ -125,15 +126,15 @@ class PolicyView:
         shards = [shard for shard in self._shards.get(group, {}).values() if shard]
         if group == ANY_SET or any(identity in shard for shard in shards):
             return True
-        number = int.from_bytes(address, "big")
-        around = [
-            (member[1], member[2])
+        blocks = (
+            member
             for shard in shards
             if not isinstance(next(iter(shard)), int)  # a set has either identities or blocks
             for member in shard
-            if not isinstance(member, int) and (number ^ int.from_bytes(member[0], "big")) >> (128 - member[1]) == 0
-        ]
-        return bool(around) and self.is_in(max(around)[1], identity, address)
+            if not isinstance(member, int)
+        )
+        needed = innermost(blocks, address)
+        return needed is not None and self.is_in(needed, identity, address)
 
     def set_set(self, group: int, present: bool) -> None:
         """Without this, a set without shards would be one without members."""

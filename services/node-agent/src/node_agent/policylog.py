@@ -21,6 +21,7 @@ from node_agent.logfile import LogFile
 from node_agent.logrecords import LogRecords, Row
 from node_agent.maps import Map
 from node_agent.monitor import Ring
+from node_agent.programsettings import SETTING_LOG, SETTING_LOG_ROUND, SETTING_LOG_TOLD, ProgramSettings
 from node_agent.view import View
 from tidegate.records import Logging
 from tidegate.runtime.logging import get_logger
@@ -29,7 +30,6 @@ DEFAULT_PATH = Path("/var/log/network/policy_action.log")
 READ = 0.5  # seconds between readings of what was allowed
 ROUND = 5.0  # seconds over which what is denied is counted together
 
-SETTING_LOG, SETTING_LOG_ROUND, SETTING_LOG_TOLD = 8, 9, 10
 LOG_ALLOWED, LOG_DENIED, LOG_ALLOWED_MARKED, LOG_DENIED_MARKED = 0x1, 0x2, 0x4, 0x8
 LOST = {"allow": 2, "deny": 3}  # disposition → index in events_lost
 
@@ -55,13 +55,14 @@ class PolicyLog:
         self._worker = worker
         self._manifest = manifest
         self._maps = maps
+        self._settings = ProgramSettings(maps["settings"])
         self._records = LogRecords(node, view)
         self._path = path
         self._file = LogFile(path)
         self._form = Form(manifest.maps["log_allowed"].value)
         self._noted: list[bytes] = []
         self._unwritten = 0
-        self.bits = self._get(SETTING_LOG)  # LOG_*, of an earlier agent: its programs have noted on
+        self.bits = self._settings.get(SETTING_LOG)  # LOG_*, of an earlier agent: its programs have noted on
         self._on = asyncio.Event()
         if self.bits:
             self._on.set()
@@ -71,7 +72,7 @@ class PolicyLog:
         """From now on this is noted."""
         wanted = bits(logging)
         if wanted != self.bits:
-            self._set(SETTING_LOG, wanted)
+            self._settings.set(SETTING_LOG, wanted)
             self.bits = wanted
             self._on.set()
 
@@ -120,8 +121,8 @@ class PolicyLog:
 
     async def _denied(self) -> list[Row]:
         """What the round counted that ends now. No program writes there any more when it is read."""
-        current = (self._get(SETTING_LOG_ROUND) + 1) & 0xFFFFFFFF
-        self._set(SETTING_LOG_ROUND, current)
+        current = (self._settings.get(SETTING_LOG_ROUND) + 1) & 0xFFFFFFFF
+        self._settings.set(SETTING_LOG_ROUND, current)
         await asyncio.to_thread(wait_for_programs)
         since_boot = _boot()
         found = await asyncio.get_running_loop().run_in_executor(self._worker, self._take_all_but, current)
@@ -146,26 +147,17 @@ class PolicyLog:
             if name in LOST:
                 index = LOST[name]
                 # What has been lost meanwhile is for the next time.
-                self._set(SETTING_LOG_TOLD + index - LOST["allow"], self._told_so_far(index) + number)
+                self._settings.set(SETTING_LOG_TOLD + index - LOST["allow"], self._told_so_far(index) + number)
             else:
                 self._unwritten -= number
 
     def _told_so_far(self, index: int) -> int:
-        told = self._get(SETTING_LOG_TOLD + index - LOST["allow"])
+        told = self._settings.get(SETTING_LOG_TOLD + index - LOST["allow"])
         # The counters are the programs': fresh ones begin anew.
         return told if told <= self._total(index) else 0
 
     def _total(self, index: int) -> int:
-        opened = self._maps["events_lost"]
-        values = opened.per_cpu_values(struct.pack("=I", index))
-        return sum(opened.value.unpack(raw)["packets"] for raw in values)
-
-    def _get(self, setting: int) -> int:
-        raw = self._maps["settings"].lookup(struct.pack("=I", setting)) or bytes(8)
-        return int.from_bytes(raw, "little")
-
-    def _set(self, setting: int, value: int) -> None:
-        self._maps["settings"].update(struct.pack("=I", setting), struct.pack("=Q", value))
+        return self._maps["events_lost"].sums(index)["packets"]
 
 
 def _boot() -> int:

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import struct
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,9 +10,10 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from node_agent import nft, tracing
-from node_agent.agent import SETTING_GENERATION, Agent
+from node_agent.agent import Agent
 from node_agent.explain import explain
 from node_agent.monitor import MONITOR_DROPS, MONITOR_VERDICTS, Monitor
+from node_agent.programsettings import SETTING_GENERATION
 from node_agent.table import ORDER
 from node_agent.tracing import read_question
 from tidegate.runtime.http import Health
@@ -26,20 +26,16 @@ def counters(agent: Agent) -> dict[str, dict[str, int]]:
     opened = agent.maps["counters"]
     found = {}
     for number, (name, _) in agent.manifest.reasons.items():
-        values = [opened.value.unpack(raw) for raw in opened.per_cpu_values(struct.pack("=I", int(number)))]
-        packets, size = sum(v["packets"] for v in values), sum(v["bytes"] for v in values)
-        if packets:
-            found[name] = {"packets": packets, "bytes": size}
+        sums = opened.sums(int(number))
+        if sums["packets"]:
+            found[name] = {"packets": sums["packets"], "bytes": sums["bytes"]}
     return found
 
 
 def events_lost(agent: Agent) -> dict[str, int]:
     opened = agent.maps["events_lost"]
-    totals = []
-    for index in range(4):
-        values = [opened.value.unpack(raw) for raw in opened.per_cpu_values(struct.pack("=I", index))]
-        totals.append(sum(value["packets"] for value in values))
-    return dict(zip(("drops", "verdicts", "logged_allowed", "logged_denied"), totals, strict=True))
+    names = ("drops", "verdicts", "logged_allowed", "logged_denied")
+    return {name: opened.sums(index)["packets"] for index, name in enumerate(names)}
 
 
 class KernelCollector(Collector):
@@ -101,7 +97,6 @@ async def status(agent: Agent, health: Health, node: str) -> dict[str, Any]:
     except nft.GuardError as error:
         guard = str(error)
     forwarded = drops.pop("FORWARDED", {"packets": 0, "bytes": 0})
-    key = struct.pack("=I", SETTING_GENERATION)
     return {
         "node": node,
         "ready": health.is_ready,
@@ -119,7 +114,7 @@ async def status(agent: Agent, health: Health, node: str) -> dict[str, Any]:
         "refused": agent.refused,
         "pending": agent.tables.pending,
         "endpoints": sorted("/".join(key) for key, _ in agent.view.endpoints.local),
-        "policy_generation": struct.unpack("=Q", agent.maps["settings"].lookup(key) or bytes(8))[0],
+        "policy_generation": agent.program_settings.get(SETTING_GENERATION),
         "forwarded": forwarded,
         "drops": drops,
         "policy_log": agent.policy_log.bits,

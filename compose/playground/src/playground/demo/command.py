@@ -17,7 +17,7 @@ from playground.demo.reach import Expected, Matrix, Target, differences, measure
 from playground.detached import NotUpError, start
 from playground.layout import CLUSTER, Layout
 from playground.machine import check_machine
-from playground.processes import read_register
+from playground.processes import read_register, ways_in
 from playground.shell import CommandError, run
 from tidegate.cli import agents
 from tidegate.cli.cluster import read_all
@@ -98,7 +98,7 @@ class Demo:
         with self.console.status("starting the playground …"):
             check_machine()
             register = start(self.layout, ["up", "--nodes", "3"])
-        self.say(f"kubeconfig: {register['kubeconfig']}\netcd: {register['etcd']}")
+        self.say(ways_in(register))
         self.settings = CommonSettings(cluster=CLUSTER, etcd=(register["etcd_unix"],))
 
     async def _apply_shop(self, expected: Expected) -> tuple[dict[str, str], list[Target]]:
