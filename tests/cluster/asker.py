@@ -1,8 +1,9 @@
 """Runs where a client is: connects to Services, and tells who answered.
 
-Standard library only. Reads one JSON line: a list of [address, port, protocol, names that are to be seen, fewest]. For
-each it connects until all these names have answered, at least so many times, and prints the list of who did, or of how
-it was refused (names of exceptions). Where nobody answers, it does not ask again.
+Standard library only. Reads one JSON line: a list of [address, port, protocol, names that are to be seen, fewest,
+patience]. For each it connects until all these names have answered, at least so many times, and prints the list of who
+did, or of how it was refused (names of exceptions). Where nobody answers within `patience` seconds, it does not ask
+again.
 """
 
 import json
@@ -10,16 +11,15 @@ import socket
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
-PATIENCE = 2.0  # seconds that a refusal may take to come; silence is not to be taken for one
 MOST = 400
 WORKERS = 12
 
 
-def ask(address: str, port: int, protocol: str) -> str:
+def ask(address: str, port: int, protocol: str, patience: float) -> str:
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     kind = socket.SOCK_DGRAM if protocol == "UDP" else socket.SOCK_STREAM
     with socket.socket(family, kind) as one:
-        one.settimeout(PATIENCE)
+        one.settimeout(patience)
         try:
             one.connect((address, port))
             if protocol == "UDP":
@@ -31,11 +31,11 @@ def ask(address: str, port: int, protocol: str) -> str:
         return answer.rpartition("/")[2]
 
 
-def answers(question: tuple[str, int, str, list[str], int]) -> list[str]:
-    address, port, protocol, expected, fewest = question
+def answers(question: tuple[str, int, str, list[str], int, float]) -> list[str]:
+    address, port, protocol, expected, fewest, patience = question
     seen: set[str] = set()
     for count in range(MOST):
-        seen.add(ask(address, port, protocol))
+        seen.add(ask(address, port, protocol, patience))
         if "TimeoutError" in seen or (count + 1 >= fewest and seen >= set(expected)):
             break
     return sorted(seen)

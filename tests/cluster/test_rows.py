@@ -46,6 +46,8 @@ from tidegate.runtime.settings import CommonSettings
 
 pytestmark = [pytest.mark.root, pytest.mark.cluster, pytest.mark.timeout(300)]
 
+# Seconds to wait for what is to come, on a machine that may stand still for a while, and for what is not to come.
+PATIENCE, SILENT_FOR = 20.0, 2.0
 FEWEST = 12  # connections to each frontend, to see who else is chosen
 SILENCE, NO = "TimeoutError", "ConnectionRefusedError"
 ZONE = "topology.kubernetes.io/zone"
@@ -218,6 +220,7 @@ def ask(way: str, line: list[str], concerned: list[Probe]) -> list[Asked]:
             p.protocol,
             sorted(p.answer) if p.chosen and not p.sticky else [],
             FEWEST if p.chosen else 1,
+            SILENT_FOR if p.answer in ({DROPPED}, {PASSED}) else PATIENCE,
         )
         for p in concerned
     ]
