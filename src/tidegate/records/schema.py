@@ -60,7 +60,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     kind: ClassVar[str] = ""
 
-    v: tuple[int, int] = VERSION
+    # A default that a factory makes is written all the same (omit_defaults leaves out others): readers need it always.
+    v: tuple[int, int] = msgspec.field(default_factory=lambda: VERSION)
 
 
 class IdentityKeys(Record, frozen=True, kw_only=True):
