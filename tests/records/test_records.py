@@ -4,6 +4,7 @@ import contextlib
 import ipaddress
 from typing import Any
 
+import msgpack
 import msgspec
 import pytest
 from hypothesis import given
@@ -110,13 +111,13 @@ def test_equal_records_give_equal_bytes(identity: Identity, random: Any) -> None
 @given(records, st.integers(0, 200), st.dictionaries(upper, st.integers(0, 9)))
 def test_newer_minor_versions_and_unknown_fields_are_read(record: Record, minor: int, more: dict[str, int]) -> None:
     plain = unpack(encode(record)) | more | {"v": [1, minor]}
-    assert decode(type(record), msgspec.msgpack.encode(plain)) == msgspec.structs.replace(record, v=(1, minor))
+    assert decode(type(record), msgpack.packb(plain)) == msgspec.structs.replace(record, v=(1, minor))
 
 
 @pytest.mark.parametrize("version", [None, 1, [1], [2, 0], [0, 9], ["1", "0"], [1, 0, 0], [1, None], {"1": 0}])
 def test_other_versions_are_refused(version: Any) -> None:
     with pytest.raises(RecordError, match="version"):
-        decode(Subject, msgspec.msgpack.encode({"v": version, "policy": 1}))
+        decode(Subject, msgpack.packb({"v": version, "policy": 1}))
 
 
 @pytest.mark.parametrize(
@@ -137,12 +138,10 @@ def test_other_versions_are_refused(version: Any) -> None:
 )
 def test_what_no_map_entry_can_hold_is_refused(kind: type[Record], fields: dict[str, Any]) -> None:
     with pytest.raises(RecordError):
-        decode(kind, msgspec.msgpack.encode({"v": [1, 0], **fields}))
+        decode(kind, msgpack.packb({"v": [1, 0], **fields}))
 
 
-@given(
-    st.binary(max_size=64) | st.binary(max_size=32).map(lambda tail: msgspec.msgpack.encode({"v": [1, 0]})[:-1] + tail)
-)
+@given(st.binary(max_size=64) | st.binary(max_size=32).map(lambda tail: msgpack.packb({"v": [1, 0]})[:-1] + tail))
 def test_arbitrary_bytes_are_a_record_or_a_record_error(raw: bytes) -> None:
     for kind in KINDS:
         with contextlib.suppress(RecordError):
@@ -161,7 +160,7 @@ def test_fields_of_another_type_are_a_record_error(kind: type[Record], data: st.
     names = [field.name for field in msgspec.structs.fields(kind) if field.name != "v"]
     plain = {name: data.draw(json) for name in data.draw(st.sets(st.sampled_from(names), min_size=1))}
     with contextlib.suppress(RecordError):
-        decode(kind, msgspec.msgpack.encode({"v": [1, 0], **plain}))
+        decode(kind, msgpack.packb({"v": [1, 0], **plain}))
 
 
 def test_a_nesting_bomb_is_a_record_error() -> None:

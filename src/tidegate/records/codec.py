@@ -2,6 +2,7 @@
 
 from typing import Any, TypeVar
 
+import msgpack
 import msgspec
 
 from tidegate.records.schema import VERSION, Record
@@ -47,6 +48,9 @@ def decode(kind: type[R], value: bytes) -> R:
 def unpack(value: bytes) -> dict[str, Any]:
     """The msgpack map in `value`, untyped. Raises RecordError if it is none."""
     try:
-        return msgspec.msgpack.decode(value, type=dict[str, Any])
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise RecordError(f"no msgpack map: {error}") from error
+        plain = msgpack.unpackb(value, raw=False, strict_map_key=True)
+    except (ValueError, msgpack.UnpackException) as error:
+        raise RecordError(f"no msgpack: {error}") from error
+    if not isinstance(plain, dict):
+        raise RecordError(f"a msgpack {type(plain).__name__}, expected a map")
+    return plain
