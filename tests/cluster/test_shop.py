@@ -1,5 +1,6 @@
 """The shop: who reaches whom, as its documentation says, by every way that programs can be attached."""
 
+import json
 import os
 import subprocess
 import sys
@@ -74,6 +75,14 @@ def test_the_shop_with_a_real_api_server() -> None:
         as_documented(cluster, False, ipv6=False)
     finally:
         stop(cluster)
+
+
+def test_a_ready_node_has_a_cni_configuration_for_its_pod_cidrs(cluster: Cluster) -> None:
+    for node in cluster.objects("get", "nodes"):
+        written = cluster.layout.node_state(node["metadata"]["name"]) / "net.d" / "05-tidegate.conflist"
+        [plugin] = json.loads(written.read_text())["plugins"]
+        assert (plugin["type"], plugin["mtu"]) == ("ptp", 1500)
+        assert [block["subnet"] for [block] in plugin["ipam"]["ranges"]] == node["spec"]["podCIDRs"]
 
 
 def test_a_responder_says_who_it_is(cluster: Cluster) -> None:

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from node_agent.sysctl import enable_forwarding, forwards
 
 
@@ -26,8 +28,17 @@ def test_uplinks_go_on_listening_to_routers(tmp_path: Path) -> None:
     assert listening == {"eth0": "2", "eth1": "0", "eth2": "1"}
 
 
+def test_what_is_so_already_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container may not be able to."""
+    root = tree(tmp_path)
+    enable_forwarding([], root)
+    monkeypatch.setattr(Path, "write_text", lambda path, text: pytest.fail(f"{path} written: {text}"))
+    enable_forwarding([], root)
+
+
 def test_a_kernel_without_ipv6(tmp_path: Path) -> None:
     (tmp_path / "ipv4").mkdir()
+    (tmp_path / "ipv4/ip_forward").write_text("0\n")
     enable_forwarding(["eth0"], tmp_path)
     assert (tmp_path / "ipv4/ip_forward").read_text() == "1\n"
 

@@ -187,6 +187,7 @@ class Supervisor:
                 f"--state={self._layout.node_state(node.name)}",
                 f"--cgroup={cgroup}",
                 f"--policy-log={self._layout.node_state(node.name) / 'policy_action.log'}",
+                f"--cni-config={self._layout.node_state(node.name) / 'net.d' / '05-tidegate.conflist'}",
                 "--uplink=eth0",
                 f"--attach={self._options.attach}",
                 f"--socket-lb={self._options.socket_lb}",

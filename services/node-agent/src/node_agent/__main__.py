@@ -14,7 +14,8 @@ from node_agent.masquerade import parse_ports
 from node_agent.monitor import Monitor
 from node_agent.policylog import DEFAULT_PATH
 from node_agent.status import KernelCollector, routes
-from node_agent.sysctl import enable_forwarding
+from node_agent.sysctl import SYSCTL, enable_forwarding
+from node_agent.uplinks import default_route_devices
 from node_agent.whereabouts import write_whereabouts
 from tidegate.records import Keyspace
 from tidegate.records.capacity import DEFAULT, Amount, map_sizes
@@ -33,6 +34,13 @@ def _ports(_context: click.Context, _parameter: click.Parameter, value: str) -> 
         raise click.BadParameter(str(error)) from error
 
 
+def _default_uplinks() -> tuple[str, ...]:
+    found = default_route_devices()
+    if not found:
+        raise click.UsageError("this machine has no default route: name the device to other nodes with --uplink")
+    return found
+
+
 _ROOM = click.IntRange(1)
 # Whether they can be read is asked later: who is not root shall hear of that first.
 _DIRECTORY = click.Path(path_type=Path, file_okay=False, readable=False)
@@ -46,7 +54,9 @@ _DIRECTORY = click.Path(path_type=Path, file_okay=False, readable=False)
 @click.option("--cache", type=_DIRECTORY, default=CACHE, help="For compiled programs: no source is compiled twice.")
 @click.option("--cgroup", type=_DIRECTORY, default=Path("/sys/fs/cgroup"), help="cgroup v2 directory of the pods.")
 @click.option(
-    "--uplink", multiple=True, default=["eth0"], help="Device to other nodes and the outside; may be repeated."
+    "--uplink",
+    multiple=True,
+    help="Device to other nodes and the outside; may be repeated. [default: those of the default routes]",
 )
 @click.option("--pod-interfaces", default="veth*", help="Names of the host-side devices of pods.")
 @click.option("--attach", type=click.Choice(["auto", "tcx", "clsact"]), default="auto", help="Hooks for programs.")
@@ -72,6 +82,20 @@ _DIRECTORY = click.Path(path_type=Path, file_okay=False, readable=False)
     show_default=True,
     help="Where policy decisions go, as the NetworkLogging object says.",
 )
+@click.option(
+    "--cni-config",
+    type=click.Path(path_type=Path, dir_okay=False, readable=False),
+    default=None,
+    metavar="FILE",
+    help="Where the container runtime finds the configuration of ptp and host-local that the agent writes "
+    "(/etc/cni/net.d/05-tidegate.conflist, for example). [default: none is written]",
+)
+@click.option(
+    "--sysctl",
+    type=_DIRECTORY,
+    default=SYSCTL,
+    help="Where forwarding is turned on: containers see theirs read-only, so there another mount of it.",
+)
 @click.option("--map-size", multiple=True, metavar="MAP=N", help="Entries of a map; may be repeated.")
 def main(
     common: CommonSettings,
@@ -88,6 +112,8 @@ def main(
     frontends: int | None,
     source_ranges: int | None,
     policy_log: Path,
+    cni_config: Path | None,
+    sysctl: Path,
     map_size: tuple[str, ...],
     node_port_range: range,
 ) -> None:
@@ -98,12 +124,14 @@ def main(
         state=state or Path("/run/tidegate") / node,
         cache=cache,
         cgroup=cgroup,
-        uplinks=uplink,
+        uplinks=uplink or _default_uplinks(),
         pod_interfaces=pod_interfaces,
         attach=attach,
         socket_lb=socket_lb,
         node_ports=node_port_range,
         policy_log=policy_log,
+        cni=cni_config,
+        sysctl=sysctl,
         # What is said of a map itself comes last, and counts.
         sizes=(*made_for(backends, frontends, source_ranges), *map_size),
     )
@@ -139,7 +167,7 @@ async def serve_node(common: CommonSettings, settings: NodeSettings) -> None:
         manifest = await run_loader(settings)
         # Before any program is attached: from here on nothing is forwarded that our programs have not seen.
         await nft.install(settings.pod_interfaces)
-        enable_forwarding(settings.uplinks)
+        enable_forwarding(settings.uplinks, settings.sysctl)
     except (nft.GuardError, LoadError, OSError) as error:
         raise SettingsError(str(error)) from error
     health = Health("programs", "snapshot")

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from node_agent import relink
 from node_agent.attach import Attachments, Devices
+from node_agent.cni import CniConfiguration
 from node_agent.entries import NO_DEVICE, Entries
 from node_agent.grace import wait_for_programs
 from node_agent.healthchecks import HealthChecks
@@ -32,6 +33,7 @@ from node_agent.programsettings import (
 )
 from node_agent.release import Releaser
 from node_agent.routes import Routes, wanted
+from node_agent.sysctl import SYSCTL
 from node_agent.table import ORDER, POLICY, REACHED_FROM, Step, Tables
 from node_agent.takeover import Decision, Takeover, place_of
 from node_agent.upkeep import Upkeep
@@ -72,6 +74,8 @@ class NodeSettings:
     sizes: tuple[str, ...]
     node_ports: range
     policy_log: Path = DEFAULT_PATH
+    sysctl: Path = SYSCTL
+    cni: Path | None = None  # where the container runtime looks for its configuration; None: it is not ours to write
     socket_lb: str = "all"  # whose sockets are translated: all, or those of the node's own network namespace ("node")
 
 
@@ -118,9 +122,10 @@ class Agent:
         self._host_ready = asyncio.Event()
         self._watch = HostWatch(self.changed)
         self._routes = Routes()
-        self.upkeep = Upkeep(settings.pod_interfaces, settings.uplinks)
+        self.upkeep = Upkeep(settings.pod_interfaces, settings.uplinks, settings.sysctl)
         self.takeover = Takeover()
         self._checks = HealthChecks(lambda: health.is_ready)
+        self.cni = CniConfiguration(settings.cni, settings.state, settings.uplinks)
         self._full: dict[str, str] = {}
         self._ports: dict[str, str] = {}
         self._devices = Devices(settings.pod_interfaces, settings.uplinks)
@@ -137,6 +142,7 @@ class Agent:
 
     async def open(self) -> None:
         """Opens maps and programs, and reads what the maps hold. Raises OSError."""
+        self.cni.begin()
         await self.in_worker(self._open)
         entries, sizes = Entries(self.manifest.maps), {name: e.max_entries for name, e in self.manifest.maps.items()}
         self.view = View(self._settings.node, self._keys, self.tables, entries, sizes)
@@ -239,6 +245,8 @@ class Agent:
                     APPLY.observe(time.monotonic() - since)
                 if self._complete:
                     self._health.ready("snapshot")
+                if self._health.is_ready:
+                    self.cni.write(self.view.endpoints.nodes.get(self._settings.node))
             if self._full:
                 # There may be room again after a while, or with a change; what is not there yet stays wanted.
                 with suppress(TimeoutError):
@@ -414,4 +422,4 @@ class Agent:
         ports = {f"health checks on port {port}": reason for port, reason in self._checks.problems.items()}
         etcd = {"etcd": self._store.trouble} if self._store.trouble else {}
         hosts = {**self.releaser.problems, **self.upkeep.problems, **self.takeover.problems, **self._routes.problems}
-        return {**etcd, **self._ports, **hosts, **ports, **self.policy_log.problems}
+        return {**etcd, **self._ports, **hosts, **ports, **self.policy_log.problems, **self.cni.problems}
