@@ -5,6 +5,8 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
+from msgspec import structs
+
 from endpoint_sync.masquerade import CONFIG
 from endpoint_sync.sync import EndpointSync
 from policy_sync.sync import PolicySync
@@ -18,7 +20,7 @@ from tidegate.kube.watch import (
     PODS,
     SERVICES,
 )
-from tidegate.records import Endpoint, Keyspace, Problem, Record, decode
+from tidegate.records import Endpoint, IdentityKeys, Keyspace, Problem, Record, decode, encode
 from tidegate.records.capacity import DEFAULT
 from tidegate.runtime.http import Health
 from tidegate.store.memory import MemoryStore
@@ -108,8 +110,11 @@ class World:
         await service.run(holder, 5)
 
     def values(self) -> dict[str, bytes]:
-        """Key → value, without what is another after each start (marks, last writes)."""
+        """Key → value, without what is another after each start (marks, last writes, when was asked)."""
         found = {key.removeprefix(KEYS.prefix): value for key, value in self.store.values(KEYS.prefix).items()}
+        asked = found.get("config/identity-keys")
+        if asked is not None:
+            found["config/identity-keys"] = encode(structs.replace(decode(IdentityKeys, asked), asked=0))
         return {
             key: value
             for key, value in found.items()

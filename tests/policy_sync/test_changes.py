@@ -233,11 +233,11 @@ async def test_of_two_policy_syncs_one_writes_and_the_other_takes_over() -> None
         # A policy that asks endpoint-sync for more reaches the one that does not lead, too.
         world.put(policy("shop/q", match(**{"pod-template-hash": "h"})))
         await world.settle()
-        before = world.values()
+        before, asked = world.values(), world.records(IdentityKeys)
         world.store.expire(leader)
         await world.until(lambda: world.store.values().get(leader, first) != first)
         await world.settle()
-        assert world.values() == before
+        assert (world.values(), world.records(IdentityKeys)) == (before, asked)
         assert await world.written(policy("shop/r", WEB)) != set()
 
 
@@ -286,6 +286,42 @@ async def test_until_endpoint_sync_answers_the_previous_state_stands() -> None:
         assert reaches(world, "shop/web-1"), "endpoint-sync is away"
         async with world.running(policy=False):
             assert not reaches(world, "shop/web-1")
+
+
+BY_NAME = policy("shop/p", DB, ingress=[{"from": [{"podSelector": WEB}], "ports": [{"port": "sql"}]}])
+SQL = pod("shop/db", "10.0.0.9", {"app": "db"}, {"sql": ("TCP", 5432)})
+
+
+async def test_an_answer_to_an_earlier_asking_says_nothing() -> None:
+    """What identities carried before may have been taken from them since."""
+    world = World()
+    world.put(namespace("shop"), web(1), SQL, BY_NAME)
+    async with world.running(endpoint=False):
+        async with world.running(policy=False):
+            assert reaches(world, "shop/web-1", 5432)
+        for changed in (policy("shop/p", DB, ingress=[]), BY_NAME):
+            world.put(changed)
+            await world.settle()
+            assert not reaches(world, "shop/web-1", 5432)
+        async with world.running(policy=False):
+            assert reaches(world, "shop/web-1", 5432)
+
+
+async def test_what_is_in_force_keeps_what_it_looks_at() -> None:
+    """While the next state of a policy waits for identities that carry more."""
+    world = World()
+    world.put(namespace("shop"), web(1), SQL, BY_NAME)
+    async with world.running(endpoint=False):
+        async with world.running(policy=False):
+            assert reaches(world, "shop/web-1", 5432)
+        world.put(policy("shop/p", DB, ingress=[{"from": [{"podSelector": match(**{"pod-template-hash": "h"})}]}]))
+        await world.settle()
+        asked = world.records(IdentityKeys)["identity-keys",]
+        assert (asked.label_keys, asked.port_names) == (("pod-template-hash",), ("sql",))
+        assert reaches(world, "shop/web-1", 5432)
+        async with world.running(policy=False):
+            assert not reaches(world, "shop/web-1", 5432)
+            assert world.records(IdentityKeys)["identity-keys",].port_names == ()
 
 
 # Bad policies

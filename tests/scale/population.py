@@ -68,6 +68,11 @@ class Workload:
     def serves(self) -> bool:
         return self.replicas == REPLICAS
 
+    @property
+    def ports(self) -> dict[str, int]:
+        """Named TCP ports of its containers."""
+        return {"http": HTTP, "metrics": METRICS} if self.serves else {}
+
 
 @dataclass(frozen=True, slots=True)
 class Pod:

@@ -74,6 +74,7 @@ class IdentityKeys(Record, frozen=True, kw_only=True):
 
     label_keys: tuple[str, ...] = ()  # label keys of high cardinality that some policy selects on
     port_names: tuple[str, ...] = ()  # port names that some policy uses
+    asked: int = 0  # Unix time, ns: since when just this is asked for; it rises with each change
 
 
 class Synced(Record, frozen=True, kw_only=True):

@@ -1,5 +1,7 @@
 """The policies there are: understood, refused, or waiting for identities to carry what they select on."""
 
+import time
+from collections import Counter
 from collections.abc import Mapping
 
 import msgspec
@@ -18,15 +20,26 @@ from tidegate.store.publisher import Publisher
 
 KIND = "NetworkPolicy"
 
+LABEL, PORT = "label", "port"
+Need = tuple[str, str]  # a label key, or the name of a port, that identities must carry
+
 
 class Policies:
-    """Handler of NetworkPolicy events."""
+    """Handler of NetworkPolicy events.
+
+    What identities must carry is asked of endpoint-sync as long as a policy that is wanted needs it, or a state that is
+    in force. An answer counts for what has been asked for without a break since the asking that it answers: an
+    earlier one says nothing, since identities may have lost it in between.
+    """
 
     def __init__(self, publisher: Publisher, subjects: Subjects, delegation: Delegation) -> None:
         self._publisher = publisher
         self._delegation = delegation
         self._subjects = subjects
         self._wanted: dict[Key, Policy] = {}
+        self._in_force: dict[Key, Policy] = {}
+        self._needed: Counter[Need] = Counter()  # by states that are wanted, and by those in force
+        self._since: dict[Need, int] = {}  # IdentityKeys.asked from which on it has been asked for
         self._waiting: set[Key] = set()
         self._good: set[Key] = set()
         self._stored: dict[Key, Policy] = {}  # last good states of those that were bad when the last run ended
@@ -39,6 +52,7 @@ class Policies:
         """What was asked of endpoint-sync before, and which states were in force for policies not understood."""
         if asked is not None:
             self._asked = asked
+            self._since = dict.fromkeys(_asked_for(asked), asked.asked)
         for key, raw in last_good.items():
             try:
                 self._stored[key] = msgspec.json.decode(raw, type=Policy)
@@ -65,8 +79,9 @@ class Policies:
         self._good.discard(key)
         self._waiting.discard(key)
         self.uids.pop(key, None)
-        if self._wanted.pop(key, None) is not None:
-            self._subjects.set_policy(key, None)
+        if key in self._wanted:
+            self._want(key, None)
+            self._enforce(key, None)
             self._ask()
 
     def invalid(self, item: Invalid) -> None:
@@ -92,9 +107,26 @@ class Policies:
     def _set(self, key: Key, policy: Policy) -> None:
         if self._wanted.get(key) == policy and key not in self._waiting:
             return
-        self._wanted[key] = policy
-        self._ask()
+        self._want(key, policy)
         self._try(key)
+        self._ask()
+
+    def _want(self, key: Key, policy: Policy | None) -> None:
+        self._count(self._wanted.pop(key, None), policy)
+        if policy is not None:
+            self._wanted[key] = policy
+
+    def _enforce(self, key: Key, policy: Policy | None) -> None:
+        self._count(self._in_force.pop(key, None), policy)
+        if policy is not None:
+            self._in_force[key] = policy
+        self._subjects.set_policy(key, policy)
+
+    def _count(self, before: Policy | None, after: Policy | None) -> None:
+        if after is not None:
+            self._needed.update(_needs(after))
+        if before is not None:
+            self._needed.subtract(_needs(before))
 
     def listed(self) -> None:
         """All policies have been seen once: what none of them needs need not be asked for any longer."""
@@ -105,35 +137,59 @@ class Policies:
     def answered(self, keys: IdentityKeys) -> None:
         """endpoint-sync's identities carry these."""
         self._answered = keys
+        if not self._publisher.leading:
+            self._adopt(keys)
         for key in list(self._waiting):
             self._try(key)
+        self._ask()
+
+    def take_over(self, asked: IdentityKeys | None) -> None:
+        """This was asked last by whoever led before."""
+        if asked is not None:
+            self._adopt(asked)
+
+    def _adopt(self, keys: IdentityKeys) -> None:
+        """Another has asked for the same: so it is not asked anew when this process leads."""
+        if _asked_for(keys) == _asked_for(self._asked):
+            self._asked = keys
+            self._since = dict.fromkeys(_asked_for(keys), keys.asked)
 
     def _try(self, key: Key) -> None:
         policy = self._wanted[key]
         if self._can(policy):
             self._waiting.discard(key)
-            self._subjects.set_policy(key, policy)
+            self._enforce(key, policy)
         else:
             # The previous state of the policy stays until identities carry what the new one looks at.
             self._waiting.add(key)
 
     def _can(self, policy: Policy) -> bool:
-        labels, names = _needs(policy)
-        return labels <= set(self._answered.label_keys) and names <= set(self._answered.port_names)
+        carried = _asked_for(self._answered)
+        return all(
+            need in carried and need in self._since and self._since[need] <= self._answered.asked
+            for need in _needs(policy)
+        )
 
     def _ask(self) -> None:
-        labels: set[str] = set()
-        names: set[str] = set()
-        for policy in self._wanted.values():
-            more_labels, more_names = _needs(policy)
-            labels |= more_labels
-            names |= more_names
+        needed = {need for need, count in self._needed.items() if count > 0}
         if not self._ready:  # there may be more policies: ask for no less than before
-            labels |= set(self._asked.label_keys)
-            names |= set(self._asked.port_names)
-        self._asked = IdentityKeys(label_keys=tuple(sorted(labels)), port_names=tuple(sorted(names)))
+            needed |= _asked_for(self._asked)
+        if needed != _asked_for(self._asked):
+            # Later than any asking before, whatever the store has lost of them.
+            asked = max(time.time_ns(), self._asked.asked + 1)
+            self._since = {need: self._since.get(need, asked) for need in needed}
+            self._asked = IdentityKeys(
+                label_keys=tuple(sorted(name for kind, name in needed if kind == LABEL)),
+                port_names=tuple(sorted(name for kind, name in needed if kind == PORT)),
+                asked=asked,
+            )
         self._publisher.put(self._publisher.keys.identity_keys(), self._asked)
 
 
-def _needs(policy: Policy) -> tuple[frozenset[str], frozenset[str]]:
-    return policy.label_keys & HIGH_CARDINALITY, policy.port_names
+def _needs(policy: Policy) -> frozenset[Need]:
+    labels = ((LABEL, key) for key in policy.label_keys & HIGH_CARDINALITY)
+    return frozenset((*labels, *((PORT, name) for name in policy.port_names)))
+
+
+def _asked_for(keys: IdentityKeys) -> frozenset[Need]:
+    return frozenset((*((LABEL, key) for key in keys.label_keys), *((PORT, name) for name in keys.port_names)))

@@ -38,7 +38,8 @@ T = TypeVar("T", bound=objects.Object)
 R = TypeVar("R", bound=Record)
 
 NAME = "policy-sync"
-RANKS = {"config/identity-keys": 1, "config/logging": 1, "peers/": 2, "rules/": 3, "subjects/": 4}
+# What identities need not carry any more is said last: rules that looked at it have been replaced then.
+RANKS = {"config/logging": 1, "peers/": 2, "rules/": 3, "subjects/": 4, "config/identity-keys": 5}
 IDENTITIES = "identities"
 # Reasons of Events.
 EXCEEDED, FITS = "TidegateRulesTooLarge", "TidegateRulesFit"
@@ -97,6 +98,7 @@ class PolicySync:
         self._delegation = Delegation(self.publisher)
         self._policies = Policies(self.publisher, self._subjects, self._delegation)
         self.publisher.prepare = self._logging.prepare
+        self.publisher.take_over = self._take_over
         self._events = Events(api, f"tidegate-{NAME}", lambda: self.publisher.leading)
         self._subjects.tell(self._tell)
 
@@ -125,6 +127,11 @@ class PolicySync:
         self._peers.load(texts)
         self._subjects.load(contents)
         self._policies.load(asked, last_good)
+
+    def _take_over(self) -> None:
+        key = self._keys.identity_keys()
+        value = self.publisher.writer.stored.get(key)
+        self._policies.take_over(read(IdentityKeys, key, value) if value is not None else None)
 
     async def run(self, holder: str, ttl: int) -> None:
         """Never returns."""
