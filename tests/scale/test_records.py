@@ -11,17 +11,20 @@ SMALL = 1 / 250  # two namespaces
 
 def objects(population: Population) -> list[Object]:
     found: list[Object] = []
-    for each in population.nodes():
-        item = node(each.name, each.address, cidr=each.pod_cidr)
-        item["metadata"]["labels"] = {"topology.kubernetes.io/zone": each.zone, "topology.kubernetes.io/region": REGION}
+    for machine in population.nodes():
+        item = node(machine.name, machine.address, cidr=machine.pod_cidr)
+        item["metadata"]["labels"] = {
+            "topology.kubernetes.io/zone": machine.zone,
+            "topology.kubernetes.io/region": REGION,
+        }
         found.append(item)
-    found += [namespace(each.name, **each.labels) for each in population.namespaces()]
-    found += [_pod(each) for each in population.pods()]
+    found += [namespace(n.name, **n.labels) for n in population.namespaces()]
+    found += [_pod(p) for p in population.pods()]
     for service_ in population.services():
         found += [_service(service_), _slice(service_, population.pods_of(service_.workload))]
-    for each in population.policies():
-        item = policy(f"{each.namespace}/{each.name}")
-        item["metadata"]["uid"], item["spec"] = each.uid, each.spec
+    for wanted in population.policies():
+        item = policy(f"{wanted.namespace}/{wanted.name}")
+        item["metadata"]["uid"], item["spec"] = wanted.uid, wanted.spec
         found.append(item)
     return found
 
