@@ -1,13 +1,20 @@
 """An API server in memory for tests: the raw side of `list_watch`, with the troubles of a real one on demand."""
 
 import asyncio
+from bisect import bisect_right
 from collections.abc import AsyncGenerator
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
 from tidegate.kube.client import ApiError
 from tidegate.kube.watch import GoneError, NotServed, Unreachable
+
+
+class Event(NamedTuple):
+    version: int
+    item: dict[str, Any]
+    raw: bytes
 
 
 class FakeApi:
@@ -22,7 +29,7 @@ class FakeApi:
         self._version = 1
         self._oldest = 0
         self._objects: dict[str, dict[tuple[str, str], dict[str, Any]]] = {}
-        self._events: list[tuple[int, str, dict[str, Any], bytes]] = []
+        self._events: dict[str, list[Event]] = {}  # by path, in the order of their versions
         self._cuts = 0
         self._change = asyncio.Event()
 
@@ -96,7 +103,8 @@ class FakeApi:
         self.cut()
 
     def _emit(self, path: str, kind: str, item: dict[str, Any]) -> None:
-        self._events.append((self._version, path, item, msgspec.json.encode({"type": kind, "object": item})))
+        raw = msgspec.json.encode({"type": kind, "object": item})
+        self._events.setdefault(path, []).append(Event(self._version, item, raw))
         self._wake()
 
     def _wake(self) -> None:
@@ -122,12 +130,13 @@ class FakeApi:
         if position < self._oldest:
             raise GoneError("too old resource version")
         while cuts == self._cuts:
-            for version, where, item, raw in list(self._events):
-                if version > position and where == path:
-                    position = version
-                    if _selects(fields, item):
-                        yield raw
-            if cuts == self._cuts and not any(v > position and w == path for v, w, _, _ in self._events):
+            events = self._events.get(path, [])
+            news = events[bisect_right(events, position, key=lambda event: event.version) :]
+            for event in news:
+                position = event.version
+                if _selects(fields, event.item):
+                    yield event.raw
+            if not news:
                 await self._change.wait()
 
 
