@@ -87,7 +87,7 @@ def _endpoint_side(population: Population, keys: Keyspace) -> Iterator[tuple[str
         identity = identity_of(workload)
         number = identities.take(identity_content(identity))
         yield keys.identity(number), identity
-        ports = {name: (Protocol.TCP, port) for name, port in workload.ports.items()}
+        ports: dict[str, tuple[int, int]] = {name: (Protocol.TCP, port) for name, port in workload.ports.items()}
         for pod in population.pods_of(workload):
             yield (
                 keys.endpoint(workload.namespace.name, pod.name),
