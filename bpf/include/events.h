@@ -129,9 +129,12 @@ static bool logs(u32 all, u32 marked, bool is_marked)
 	return asked & all || (asked & marked && is_marked);
 }
 
-/* A connection that has just been opened, to the log, for each subject whose policies were asked. */
+/* A connection that has just been opened, to the log, for each subject whose policies were asked. What some of them
+ * deny, and audit lets pass, nobody has allowed. */
 static void log_allowed_connection(struct __sk_buff *skb, struct flow *flow)
 {
+	if (flow->audited)
+		return;
 	LOOP for (int direction = DIRECTION_EGRESS; direction >= DIRECTION_INGRESS; direction--) {
 		if (!flow->logged[direction & 1] || !take_record(LOST_ALLOWED))
 			continue;
@@ -148,10 +151,11 @@ static void log_allowed_connection(struct __sk_buff *skb, struct flow *flow)
 }
 
 /* A packet that the policies of the subject judged last deny, to the log: a record for the first one of its kind in this
- * round, a number for the others. */
-static void log_denied_packet(struct flow *flow)
+ * round, a number for the others. `audited`: it passes. */
+static void log_denied_packet(struct flow *flow, bool audited)
 {
-	if (!logs(LOG_DENIED, LOG_DENIED_MARKED, flow->subject_flags & SUBJECT_LOG))
+	u32 lost = audited ? LOST_AUDITED : LOST_DENIED;
+	if (!audited && !logs(LOG_DENIED, LOG_DENIED_MARKED, flow->subject_flags & SUBJECT_LOG))
 		return;
 	struct denied_key *key = &flow->denied_key;
 	__builtin_memset(key, 0, sizeof(*key));
@@ -162,9 +166,10 @@ static void log_denied_packet(struct flow *flow)
 	key->responder_port = flow->responder_port;
 	key->protocol = flow->protocol;
 	key->direction = flow->direction;
+	key->audited = audited;
 	struct denied *known = log_denied.lookup(key);
 	if (!known) {
-		if (!take_record(LOST_DENIED))
+		if (!take_record(lost))
 			return;
 		struct denied *fresh = &flow->denied;
 		fresh->count = 0;
@@ -178,7 +183,7 @@ static void log_denied_packet(struct flow *flow)
 	if (known)
 		__sync_fetch_and_add(&known->count, 1);
 	else
-		count_lost(LOST_DENIED);
+		count_lost(lost);
 }
 
 static int drop(struct __sk_buff *skb, struct flow *flow)

@@ -129,7 +129,8 @@ struct flow {
 	u32 rule_flags;    /* of the rule that allowed it */
 	/* By direction: which of the judged subjects' permissions are to be logged, and their policies. */
 	bool logged[2];
-	u16 pad2;
+	bool audited; /* some of them deny it, and let it pass */
+	u8 pad2;
 	u32 policies[2];
 
 	/* Offset of the packet quoted in an ICMP error, and of its transport header. */

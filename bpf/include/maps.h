@@ -143,7 +143,8 @@ MAP_ARRAY("percpu_array", counters, struct counter, COUNTERS);
 #define LOST_VERDICTS 1
 #define LOST_ALLOWED 2
 #define LOST_DENIED 3
-MAP_ARRAY("percpu_array", events_lost, struct counter, 4);
+#define LOST_AUDITED 4
+MAP_ARRAY("percpu_array", events_lost, struct counter, 5);
 MAP_ARRAY("array", log_budget, struct log_budget, 1);
 MAP_HASH(log_denied, struct denied_key, struct denied);
 

@@ -73,6 +73,31 @@ static bool ask_subject(struct flow *flow, u8 direction, u32 identity, u32 peer)
 	return refuse(flow, egress ? REASON_POLICY_EGRESS : REASON_POLICY_INGRESS);
 }
 
+/* Whether what the subject judged last denies passes: it or the node is in audit. A pod without rules stays closed. */
+static bool is_audited(struct flow *flow)
+{
+	return flow->reason != REASON_CLOSED && (flow->subject_flags & SUBJECT_AUDIT || setting(SETTING_AUDIT));
+}
+
+/* Asks the subject, and tells what it says. Returns whether the packet may go on. */
+static bool judge_side(struct __sk_buff *skb, struct flow *flow, bool egress, u32 identity, u32 peer)
+{
+	flow->direction = egress ? DIRECTION_EGRESS : DIRECTION_INGRESS;
+	flow->reason = REASON_FORWARDED;
+	flow->peer_block.addr = egress ? flow->responder : flow->initiator;
+	bool allowed = ask_subject(flow, flow->direction, identity, peer);
+	bool audited = !allowed && is_audited(flow);
+	if (audited) {
+		flow->audited = true;
+		flow->reason = egress ? REASON_AUDITED_EGRESS : REASON_AUDITED_INGRESS;
+		count(flow->reason, skb->len);
+	}
+	tell_verdict(skb, flow, flow->reason);
+	if (!allowed && flow->reason != REASON_CLOSED)
+		log_denied_packet(flow, audited);
+	return allowed || audited;
+}
+
 /* The initiator's egress rules, if it is a pod of this node, then the responder's ingress rules, if that is one and
  * the initiator is not the node itself. flow->initiator, responder, responder_port and from_node are set. */
 static bool judge(struct __sk_buff *skb, struct flow *flow)
@@ -96,16 +121,8 @@ static bool judge(struct __sk_buff *skb, struct flow *flow)
 	LOOP for (int egress = 1; egress >= 0; egress--) {
 		if (egress ? !from_pod : !to_pod || flow->from_node)
 			continue;
-		flow->direction = egress ? DIRECTION_EGRESS : DIRECTION_INGRESS;
-		flow->reason = REASON_FORWARDED;
-		flow->peer_block.addr = egress ? flow->responder : flow->initiator;
-		bool allowed = ask_subject(flow, flow->direction, egress ? from : to, egress ? to : from);
-		tell_verdict(skb, flow, flow->reason);
-		if (!allowed) {
-			if (flow->reason != REASON_CLOSED)
-				log_denied_packet(flow);
+		if (!judge_side(skb, flow, egress, egress ? from : to, egress ? to : from))
 			return false;
-		}
 	}
 	flow->direction = hook_direction;
 	return true;

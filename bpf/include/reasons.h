@@ -1,4 +1,4 @@
-/* Why a packet was dropped, or that it was not. The loader reads number, name and text from these lines
+/* Why a packet was dropped, or that it was not, or why it would have been. The loader reads number, name and text from these lines
  * (REASON(number, NAME, "text")): the CLI and the metrics show the names. Numbers are never reused (10 and 16 are retired). */
 #pragma once
 
@@ -27,7 +27,9 @@
 	REASON(23, SOURCE_RANGE, "the Service's loadBalancerSourceRanges leave the client out") \
 	REASON(24, LINK_LOCAL, "a pod sent from a link-local address, and not for neighbour discovery") \
 	REASON(25, EXTENSIONS, "more IPv6 extension headers than are read") \
-	REASON(26, SCTP_FRAGMENT, "a fragment of SCTP whose port would have to be another one")
+	REASON(26, SCTP_FRAGMENT, "a fragment of SCTP whose port would have to be another one") \
+	REASON(27, AUDITED_INGRESS, "the receiver's ingress policy does not allow it, and audit lets it pass") \
+	REASON(28, AUDITED_EGRESS, "the sender's egress policy does not allow it, and audit lets it pass")
 
 #define REASON_ENUM(number, name, text) REASON_##name = number,
 enum reason { REASONS(REASON_ENUM) };

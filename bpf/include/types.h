@@ -154,6 +154,8 @@ struct subject {
 #define SUBJECT_EGRESS_ISOLATED 0x2
 /* Its namespace asks that denied connections be logged, where that is left to namespaces. */
 #define SUBJECT_LOG 0x4
+/* Its namespace is in audit: what its policies deny passes, and is told. */
+#define SUBJECT_AUDIT 0x8
 #define LENGTH_ANY_PROTOCOL (1U << 31)
 
 #define DIRECTION_INGRESS 0
@@ -329,6 +331,8 @@ struct fragment_ports {
 /* ---- settings, counters, events ------------------------------------------------------------------------------ */
 
 #define PORT_BLOCKS 3
+/* Of what the policy log may lose: allowed, denied, audited. */
+#define LOG_KINDS 3
 
 /* settings: an array of u64, written by the agent where nothing else is said. */
 enum setting {
@@ -343,7 +347,8 @@ enum setting {
 	SETTING_NODE_NAMESPACE = SETTING_PORTS + PORT_BLOCKS, /* the cookie of the node's own network namespace */
 	SETTING_LOG,       /* LOG_*: what goes to the policy log */
 	SETTING_LOG_ROUND, /* part of the keys of log_denied: the agent reads those of earlier rounds */
-	SETTING_LOG_TOLD,  /* and the following: what of events_lost the log has told, connections and packets: the agent's own */
+	SETTING_LOG_TOLD,  /* and the following: what of events_lost the log has told, one for each kind: the agent's own */
+	SETTING_AUDIT = SETTING_LOG_TOLD + LOG_KINDS, /* not 0: all subjects of the node are in audit */
 };
 
 /* Entries of the array: with room for later ones, as a pinned map keeps its size. */
@@ -356,6 +361,7 @@ enum setting {
 #define LOG_DENIED 0x2         /* all that they deny */
 #define LOG_ALLOWED_MARKED 0x4 /* those that rules with RULE_LOG allow */
 #define LOG_DENIED_MARKED 0x8  /* those to or from subjects with SUBJECT_LOG */
+#define LOG_AUDITED 0x10       /* something here is in audit: for the agent; the programs note what they let pass in any case */
 
 /* counters: per-CPU array by reason; reason numbers and names are in reasons.h. */
 struct counter {
@@ -372,7 +378,7 @@ struct event {
 	__be16 destination_port;
 	__u8 protocol;
 	__u8 direction; /* DIRECTION_* of the verdict; of a drop: the hook's side */
-	__u8 reason;    /* reasons.h; FORWARDED for verdicts */
+	__u8 reason;    /* reasons.h */
 	__u8 hook;      /* HOOK_* */
 	__u32 source_identity;
 	__u32 destination_identity;
@@ -384,7 +390,8 @@ struct event {
 
 /* log_allowed: a ring buffer of struct event: a new connection, once for each subject here whose policies allow it. Nobody
  * is woken: the agent reads it now and then.
- * log_denied: what was denied, without the initiator's port -> how often; filled by the programs, emptied by the agent. */
+ * log_denied: what was denied, or would have been but for audit, without the initiator's port -> how often; filled by the
+ * programs, emptied by the agent. */
 struct denied_key {
 	struct addr initiator;
 	struct addr responder;
@@ -393,11 +400,11 @@ struct denied_key {
 	__be16 responder_port;
 	__u8 protocol;
 	__u8 direction;
-	__u32 pad;
+	__u32 audited; /* 1: it passed */
 };
 
 struct denied {
-	__u64 count; /* packets */
+	__u64 count; /* packets; of audited ones, those that were judged */
 	__u64 time;  /* ktime ns, of the first one */
 	__u32 initiator_identity;
 	__u32 responder_identity;

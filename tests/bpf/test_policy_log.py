@@ -1,10 +1,9 @@
 """What the programs note for the policy log: allowed connections once, denied packets by number, within the rate."""
 
-import socket
 import time
 
 import pytest
-from tests.bpf.kernel import read_events
+from tests.bpf.policylog import ALLOWED, ALLOWED_MARKED, DENIED, DENIED_MARKED, LOST_ALLOWED, LOST_DENIED, RATE, Log
 from tests.bpf.topology import IDENTITIES, Cluster
 from tests.bpf.traffic import (
     EGRESS,
@@ -16,62 +15,13 @@ from tests.bpf.traffic import (
     client,
     exchange_tcp,
     isolate,
-    pod,
     raise_generation,
 )
 
 pytestmark = pytest.mark.root
 
-LOG, ROUND = 8, 9  # enum setting
-ALLOWED, DENIED, ALLOWED_MARKED, DENIED_MARKED = 1, 2, 4, 8
+ROUND = 9  # enum setting
 SUBJECT_LOG, RULE_LOG = 4, 1
-RATE = 500  # LOG_RATE
-LOST_ALLOWED, LOST_DENIED = 2, 3
-CLOCK = 6  # CLOCK_MONOTONIC_COARSE: seconds() of helpers.h
-
-
-class Log:
-    """Of pod b's node: b is isolated, and allows everybody TCP and UDP 8080."""
-
-    def __init__(self, cluster: Cluster) -> None:
-        self.a, self.b = pod(cluster, "a"), pod(cluster, "b")
-        self.programs = self.b.node.programs
-        self._port = 20000
-        self.rule = {"policy": IDENTITIES["b"], "direction": INGRESS, "length": 16, "port": 8080}
-        isolate(self.b.node, "b", ingress=True, ingress_lengths=1 << 16)
-        for protocol in (TCP, UDP):
-            allow(self.b.node, "b", INGRESS, [1], protocol, 8080, 16)
-        self.allowed()
-        self.denied()
-        # A fresh second, so that what the tests before have noted takes nothing away.
-        self.programs.maps["log_budget"].set({"value": 0}, {"second": 0})
-
-    def ask(self, bits: int) -> None:
-        self.programs.maps["settings"].set({"value": LOG}, {"value": bits})
-
-    def allowed(self) -> list[dict[str, object]]:
-        """What was noted since the last time."""
-        return read_events(self.programs.manifest.maps["log_allowed"])
-
-    def denied(self) -> list[tuple[dict[str, object], int]]:
-        """The same; keys, and how many packets."""
-        opened = self.programs.maps["log_denied"]
-        found = [(key, value["count"]) for key, value in opened.items()]
-        opened.clear()
-        return found
-
-    def lost(self, which: int) -> int:
-        value = self.programs.maps["events_lost"].get({"value": which})
-        assert value is not None
-        return int(value["packets"])
-
-    def send(self, number: int, port: int) -> None:
-        """Datagrams, each from a port of its own."""
-        for _ in range(number):
-            self._port += 1
-            with client(self.a, socket.SOCK_DGRAM) as sender:
-                sender.bind((self.a.address, self._port))
-                sender.sendto(b"x", (self.b.address, port))
 
 
 def test_an_allowed_connection_is_noted_once(tcx_world: Cluster) -> None:
@@ -168,14 +118,9 @@ def test_what_goes_beyond_the_rate_is_counted(tcx_world: Cluster) -> None:
     # In a second that is used up nobody begins another record, and what has one is counted on.
     log.programs.maps["log_budget"].set({"value": 0}, {"second": 0})
     log.send(1, 9)
-    second = log.programs.maps["log_budget"].get({"value": 0})
-    assert second is not None
-    lost = log.lost(LOST_DENIED)
-    log.programs.maps["log_budget"].set({"value": 0}, {"second": second["second"] + 1, "used": RATE})
-    while int(time.clock_gettime(CLOCK)) <= second["second"]:
-        time.sleep(0.001)
+    lost, second = log.lost(LOST_DENIED), log.use_up()
     log.send(5, 9)
     log.send(3, 10)
-    assert int(time.clock_gettime(CLOCK)) == second["second"] + 1, "the machine stood still"
+    assert log.second() == second, "the machine stood still"
     assert [(key["responder_port"], count) for key, count in log.denied()] == [(9, 6)]
     assert log.lost(LOST_DENIED) - lost == 3

@@ -13,10 +13,9 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from tests.bpf.kernel import Loaded
 from tests.endpoint_sync.world import KEYS, World
-from tests.policy.cases import NODES, Case, changes
+from tests.policy.cases import Case, changes
 from tests.policy.compiled import Compiled
-from tests.policy.model import Documentation, Packet
-from tests.policy.programs import Node, differences
+from tests.policy.programs import Node, Sent, differences
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(3600)]  # many cases
 
@@ -72,11 +71,12 @@ def test_model_records_and_programs_agree(nodes: dict[str, Node], change: tuple[
     count = next(_CASE)
     for node in nodes.values():
         node.forget()
-    sent: list[tuple[int, Packet]] = []
+    sent: Sent = []
     for case, values, compiled in asyncio.run(states(*change)):
-        documented = Documentation(case.namespaces, case.pods, case.policies, NODES)
+        documented = case.documented
         homes = {f"{p['metadata']['namespace']}/{p['metadata']['name']}": p["spec"]["nodeName"] for p in case.pods}
-        for node in nodes.values():
+        for name, node in nodes.items():
+            node.audit(name in case.audited_nodes)
             node.apply(values, case.pods)
         fresh = list(enumerate(case.packets(seed, PACKETS), FIRST_PORT + len(sent)))
         # Those that were sent before, by whoever has the address now.
@@ -87,5 +87,7 @@ def test_model_records_and_programs_agree(nodes: dict[str, Node], change: tuple[
             for _, packet in sent
             if compiled.allows(packet) != documented.allows(packet)
         ]
+        if compiled.audited != documented.audited:
+            wrong.append(f"in audit by the records: {compiled.audited}")
         wrong += differences(nodes, documented, homes, sent)
         assert not wrong, f"after {count} cases: {wrong}"

@@ -173,8 +173,10 @@ def denied(world: Cluster, source: Pod, target: Pod, port: int, node: Node, reas
             connection.getpeername()
 
 
-def isolate(node: Node, name: str, *, ingress: bool = False, egress: bool = False, **lengths: int) -> None:
-    flags = (1 if ingress else 0) | (2 if egress else 0)
+def isolate(
+    node: Node, name: str, *, ingress: bool = False, egress: bool = False, audit: bool = False, **lengths: int
+) -> None:
+    flags = (1 if ingress else 0) | (2 if egress else 0) | (8 if audit else 0)
     identity = IDENTITIES[name]
     node.programs.maps["subjects"].set({"value": identity}, {"policy": identity, "flags": flags, **lengths})
 

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,14 @@ import pytest
 from click.testing import CliRunner, Result
 from tests.cli.conftest import DB, IDLE, KEYS, WEB, records
 
-from tidegate.cli import cluster
+from tidegate.cli import agents, cluster
 from tidegate.cli.cluster import Cluster, parse
 from tidegate.cli.monitor import line, why
 from tidegate.cli.render import plain, ports
 from tidegate.cli.root import tidegate
-from tidegate.cli.status import collect
+from tidegate.cli.status import _print, collect
 from tidegate.cli.verdicts import Peer, judge
-from tidegate.records import Direction, Protocol, encode
+from tidegate.records import Direction, NamespaceAudit, Protocol, encode
 from tidegate.records.addresses import pack_address
 
 
@@ -242,6 +243,8 @@ def test_plain_values() -> None:
         ("FORWARDED", "ingress", (WEB, DB), 5432, "ingress: shop/db: TCP 5432 for namespace shop: pods app=web"),
         ("FORWARDED", "egress", (WEB, DB), 5432, "egress: no policy isolates its egress"),
         ("POLICY_INGRESS", "ingress", (WEB, DB), 5432, ""),  # another rule has come since
+        ("AUDITED_INGRESS", "ingress", (IDLE, DB), 5432, "ingress: isolated by shop/db, and nothing allows it"),
+        ("AUDITED_INGRESS", "ingress", (WEB, DB), 5432, ""),
     ],
 )
 def test_an_event_and_the_policies_behind_it(
@@ -264,6 +267,79 @@ def test_an_event_and_the_policies_behind_it(
     assert found == text
     assert (f"({text})" in line({**event, "why": found}, {}).plain) == bool(text)
     assert why({"lost": 3, "node": "n1"}, Cluster()) == ""
+
+
+def events(*reasons: str) -> Any:
+    """As an agent sends them; which of its rings are asked for is in `asked`."""
+    asked: list[tuple[bool, bool]] = []
+
+    async def stream(_: agents.Found, drops: bool, verdicts: bool) -> AsyncIterator[dict[str, Any]]:
+        asked.append((drops, verdicts))
+        ends = {"source": "10.1.0.2", "destination": "10.1.0.3", "source_port": 4000, "destination_port": 5432}
+        identities = {"source_identity": WEB, "destination_identity": DB}
+        for reason in reasons:
+            yield {**ends, **identities, "node": "n1", "reason": reason, "direction": "ingress", "protocol": 6}
+
+    return stream, asked
+
+
+@pytest.mark.parametrize(
+    ("verdict", "shown", "rings"),
+    [
+        ("allow", ["FORWARDED"], (False, True)),
+        ("deny", ["POLICY_INGRESS"], (True, False)),
+        ("audit", ["AUDITED_INGRESS", "AUDITED_EGRESS"], (False, True)),
+    ],
+)
+def test_monitor_shows_the_verdict_that_is_asked_for(
+    etcd: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verdict: str, shown: list[str], rings: tuple[bool, bool]
+) -> None:
+    leave_agent(tmp_path / "tidegate", "n1")
+    stream, asked = events("FORWARDED", "POLICY_INGRESS", "AUDITED_INGRESS", "SPOOFED", "AUDITED_EGRESS")
+    monkeypatch.setattr(agents, "events", stream)
+    result = call(etcd, "monitor", f"--verdict={verdict}", "-o", "json")
+    assert [json.loads(row)["reason"] for row in result.stdout.splitlines()] == shown
+    assert asked == [rings]
+
+
+def test_status_names_what_is_in_audit(capsys: pytest.CaptureFixture[str]) -> None:
+    audited = {KEYS.namespace_audit("pay"): NamespaceAudit(enabled=True), KEYS.namespace_audit("x"): NamespaceAudit()}
+    values = {key: encode(record) for key, record in {**records(), **audited}.items()}
+    led = {**values, **{KEYS.leader(writer): b"x" for writer in ("endpoint-sync", "policy-sync")}}
+    answers = [
+        {"node": "n1", "error": "", "ready": True, "audit": audit}
+        for audit in (
+            {"node": False, "namespaces": ["pay", "shop"], "verdicts": {"AUDITED_INGRESS": 7}},
+            {"node": True, "namespaces": ["pay"], "verdicts": {}},
+            {"node": False, "namespaces": [], "verdicts": {"AUDITED_EGRESS": 1}},
+        )
+    ]
+    found = collect(parse(KEYS, led), answers)
+    assert found["healthy"]
+    assert found["audit"] == ["pay"]
+    _print(found)
+    lines = [text for text in capsys.readouterr().out.splitlines() if "audit" in text]
+    assert lines == [
+        "n1: in audit: namespace pay, namespace shop; passed so far: 7 by AUDITED_INGRESS",
+        "n1: in audit: the whole node; passed so far: nothing",
+        "in audit, their policies deny nothing: namespaces pay",
+    ]
+
+
+def test_explain_knows_of_nodes_in_audit_here(etcd: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    leave_agent(tmp_path / "tidegate", "n1")
+
+    async def status(agent: agents.Found) -> dict[str, Any]:
+        return {"node": agent.node, "audit": {"node": True}}
+
+    question = ("policy", "explain", "--from=shop/web-1", "--port=5433")
+    assert call(etcd, *question, "--to=shop/db-1").exit_code == 1
+    monkeypatch.setattr(agents, "status", status)
+    result = call(etcd, *question, "--to=shop/db-1")
+    assert result.exit_code == 0
+    assert result.output.splitlines()[0].endswith("denied, but passes: node n1 is in audit")
+    # It has no rules yet.
+    assert call(etcd, *question, "--to=shop/idle-1").exit_code == 1
 
 
 def test_an_event_in_one_line() -> None:

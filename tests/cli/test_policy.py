@@ -3,6 +3,7 @@
 import asyncio
 import json
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,13 @@ import pytest
 import yaml
 from click.testing import CliRunner, Result
 from hypothesis import HealthCheck, given, settings
-from tests.endpoint_sync.world import KEYS, Object, match, namespace, pod, policy
-from tests.policy.cases import NODES, Case, cases, changes
+from tests.endpoint_sync.world import KEYS, Object, annotated, match, namespace, pod, policy
+from tests.policy.cases import Case, cases, changes
 from tests.policy.compiled import NUMBERS
 from tests.policy.model import Documentation, Packet
 
 from offline import records_of
+from policy_sync.annotations import AUDIT
 from tidegate.cli import reach
 from tidegate.cli.cluster import Cluster, parse
 from tidegate.cli.ends import find_client
@@ -97,6 +99,7 @@ def test_what_a_change_would_do(tmp_path: Path) -> None:
             "to": "shop/db",
             "opened": "TCP 5432",
             "closed": "",
+            "audited": "",
             "isolated_by": ["shop/closed", "shop/db"],
         }
     ]
@@ -104,6 +107,51 @@ def test_what_a_change_would_do(tmp_path: Path) -> None:
     assert (result.exit_code, result.stdout) == (0, "everybody reaches whom they reached before\n")
     result = call("diff", before)
     assert result.exit_code == 2
+
+
+AUDITED = annotated(OBJECTS[0], AUDIT)
+
+
+def test_explain_says_that_audit_lets_it_pass(tmp_path: Path) -> None:
+    here = f"--manifests={write(tmp_path / 'all', AUDITED, *OBJECTS[1:], CLOSED)}"
+    question = ("explain", here, "--from=pay/job", "--to=shop/db", "--port=5432")
+    result = call(*question)
+    passes = "denied, but passes: namespace shop is in audit"
+    assert result.exit_code == 0
+    assert result.stdout.splitlines() == [
+        f"pay/job -> shop/db TCP 5432: {passes}",
+        "  egress of pay/job: allowed: no policy isolates its egress",
+        f"  ingress of shop/db: {passes}; isolated by shop/closed, and nothing allows it",
+    ]
+    found = json.loads(call(*question, "-o", "json").stdout)
+    assert (found["allowed"], found["passes"]) == (False, True)
+    assert [side["audit"] for side in found["sides"]] == ["", "namespace shop is in audit"]
+    # The other end is asked by its own state.
+    closed = write(tmp_path / "pay", policy("pay/closed", egress=[], policyTypes=["Egress"]))
+    result = call(*question, f"--manifests={closed}")
+    assert result.exit_code == 1
+    assert result.stdout.splitlines()[0] == "pay/job -> shop/db TCP 5432: denied"
+
+
+def test_what_a_change_would_do_in_audit(tmp_path: Path) -> None:
+    states = {
+        "open": OBJECTS,
+        "closed": [*OBJECTS, CLOSED],
+        "open in audit": [AUDITED, *OBJECTS[1:]],
+        "closed in audit": [AUDITED, *OBJECTS[1:], CLOSED],
+    }
+    files = {name: write(tmp_path / name, *objects) for name, objects in states.items()}
+
+    def diff(before: str, after: str) -> dict[str, str]:
+        result = call("diff", f"--manifests={files[before]}", f"--to-manifests={files[after]}", "-o", "json")
+        rows = [row for row in json.loads(result.stdout) if (row["from"], row["to"]) == ("pay/job", "shop/db")]
+        return {kind: row[kind] for row in rows for kind in ("opened", "closed", "audited") if row[kind]}
+
+    assert diff("open in audit", "closed in audit") == {"audited": "everything"}
+    assert diff("open", "closed in audit") == {"audited": "everything"}
+    assert diff("closed in audit", "closed") == {"closed": "everything"}
+    assert diff("closed", "closed in audit") == {"opened": "everything"}
+    assert diff("closed in audit", "open in audit") == {}
 
 
 def test_templates_stand_for_their_pods_and_what_is_refused_is_told(tmp_path: Path) -> None:
@@ -171,17 +219,21 @@ PURE = settings(max_examples=80, derandomize=True, deadline=None, suppress_healt
 @given(cases)
 def test_verdicts_and_policies_are_those_of_the_documentation(case: Case) -> None:
     cluster = compiled(case)
-    documented = Documentation(case.namespaces, case.pods, case.policies, NODES)
+    documented = case.documented
     reached = Reach(cluster)
     for packet in case.packets(0, 40):
         if packet.source == packet.target:
             continue
         source, target = (party(cluster, documented, end, packet.family) for end in (packet.source, packet.target))
-        assert holds(reached.ports(source, target), packet) == documented.allows(packet), packet
+        assert holds(reached.ports(source, target, audit=False), packet) == documented.allows(packet), packet
+        if not case.audited_nodes:
+            assert holds(reached.ports(source, target), packet) == documented.passes(packet), packet
         client = find_client(cluster, unpack_address(source.address), None)
         protocol = NUMBERS.get(packet.protocol, 1)
-        sides = Sides(cluster, client, source.address, protocol).judge(target.address, packet.port, client.node, False)
+        asked = Sides(cluster, client, source.address, protocol, case.audited_nodes)
+        sides = asked.judge(target.address, packet.port, client.node, False)
         assert all(side.allowed for side in sides) == documented.allows(packet), packet
+        assert all(side.passes for side in sides) == documented.passes(packet), packet
         for side in sides:
             direction = "Egress" if side.rules.startswith("egress") else "Ingress"
             if not (direction == "Ingress" and client.kind == "node" and client.node == target.node):
@@ -195,13 +247,16 @@ def test_what_is_otherwise_is_so_by_the_documentation(change: tuple[Case, Case])
     before, after = change
     named = {f"{p['metadata']['namespace']}/{p['metadata']['name']}" for p in after.pods}
     found = {(each.source, each.target): each for each in reach.changes(compiled(before), compiled(after))}
-    documents = [Documentation(c.namespaces, c.pods, c.policies, NODES) for c in change]
+    # Of nodes in audit records say nothing.
+    documents = [replace(case, audited_nodes=frozenset()).documented for case in change]
     for packet in before.packets(0, 60):
         ends = packet.source, packet.target
         if packet.family != 4 or packet.source == packet.target or not set(ends) <= named:
             continue
-        was, is_ = (each.allows(packet) for each in documents)
+        was, is_ = (each.passes(packet) for each in documents)
+        audited = documents[0].allows(packet) and not documents[1].allows(packet) and is_
         told = found.get(ends)
+        assert (told is not None and holds(told.audited, packet)) == audited, packet
         assert (told is not None and holds(told.opened, packet)) == (is_ and not was), packet
         assert (told is not None and holds(told.closed, packet)) == (was and not is_), packet
 

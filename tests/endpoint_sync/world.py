@@ -141,6 +141,11 @@ def namespace(name: str, **labels: str) -> Object:
     return {"kind": "Namespace", "metadata": {"name": name, "labels": labels}}
 
 
+def annotated(item: Object, name: str, value: str = "true") -> Object:
+    metadata = item["metadata"]
+    return {**item, "metadata": {**metadata, "annotations": {**metadata.get("annotations", {}), name: value}}}
+
+
 def node(name: str, *addresses: str, cidr: str = "") -> Object:
     reported = [{"type": "InternalIP", "address": address} for address in addresses]
     spec = {"podCIDR": cidr} if cidr else {}

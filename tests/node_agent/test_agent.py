@@ -4,11 +4,13 @@ import asyncio
 import contextlib
 import json
 import os
+import struct
 import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import aiohttp
@@ -40,9 +42,13 @@ from tests.node_agent.world import (
 
 from node_agent import nft
 from node_agent.agent import Agent, NodeSettings
+from node_agent.maps import possible_cpus
 from node_agent.monitor import MONITOR_DROPS, MONITOR_VERDICTS, Monitor
+from node_agent.policylog import LOG_AUDITED
+from node_agent.programsettings import SETTING_AUDIT, SETTING_LOG
 from node_agent.status import KernelCollector, routes, status
 from node_agent.table import ORDER
+from tidegate.records import NamespaceAudit, encode
 from tidegate.runtime.http import Health, serve
 from tidegate.store import Delete
 from tidegate.store.memory import MemoryStore
@@ -404,6 +410,67 @@ def test_a_service_that_does_not_fit_keeps_its_state_and_the_others_go_on(run: R
             await until("room", lambda: not agent.refused and agent.tables.pending == 0)
             assert len(world.loaded.maps["backends"].items()) == room
             assert world.generation() == generation
+
+    run(work)
+
+
+async def audit(world: World, agent: Agent, health: Health) -> tuple[int, int, dict[str, object]]:
+    """What the programs have of it: SETTING_AUDIT, SETTING_LOG; and what is shown."""
+    await world.settled(agent, health)
+    settings = [world.loaded.maps["settings"].get({"value": index}) for index in (SETTING_AUDIT, SETTING_LOG)]
+    whole, log = (setting["value"] for setting in settings if setting is not None)
+    (gauge,) = [metric for metric in KernelCollector(agent).collect() if metric.name == "tidegate_audit"]
+    shown = (await status(agent, health, OWN))["audit"]
+    scopes = [*(["node"] if shown["node"] else []), *(f"namespace {name}" for name in shown["namespaces"])]
+    assert [sample.labels["scope"] for sample in gauge.samples] == scopes
+    return whole, log, shown
+
+
+def test_a_namespace_in_audit(run: Run) -> None:
+    async def work(world: World) -> None:
+        world.store.put_now(puts({**MARKS, **RECORDS}))
+        async with world.agent() as (agent, health):
+            nothing: dict[str, object] = {"node": False, "namespaces": [], "verdicts": {}}
+            assert await audit(world, agent, health) == (0, 0, nothing)
+            generation = world.generation()
+            record = {KEYS.namespace_audit("default"): encode(NamespaceAudit(enabled=True))}
+            world.store.put_now(puts(record))
+            await until("audit", lambda: agent.policy_log.bits == LOG_AUDITED)
+            assert await audit(world, agent, health) == (0, LOG_AUDITED, {**nothing, "namespaces": ["default"]})
+            reason, packets = world.loaded.reasons["AUDITED_EGRESS"], struct.pack("=QQ", 2, 100) * possible_cpus()
+            agent.maps["counters"].update(struct.pack("=I", reason), packets)
+            shown = await status(agent, health, OWN)
+            assert shown["audit"]["verdicts"] == {"AUDITED_EGRESS": 2 * possible_cpus()}
+            assert "AUDITED_EGRESS" not in shown["drops"]
+            found = {metric.name: metric.samples for metric in KernelCollector(agent).collect()}
+            (sample,) = found["tidegate_audited"]
+            assert (sample.labels, sample.value) == ({"reason": "AUDITED_EGRESS"}, 2 * possible_cpus())
+            assert all(each.labels["reason"] != "AUDITED_EGRESS" for each in found["tidegate_packets"])
+            raised = world.generation()
+            assert raised > generation
+            world.store.put_now([Delete(key) for key in record])
+            await until("no audit", lambda: agent.policy_log.bits == 0)
+            assert world.generation() > raised  # what had passed is judged anew
+
+    run(work)
+
+
+def test_a_node_in_audit(run: Run) -> None:
+    async def work(world: World) -> None:
+        world.store.put_now(puts({**MARKS, **RECORDS}))
+        async with world.agent() as (agent, health):
+            await world.settled(agent, health)
+        generation = world.generation()
+        nothing: dict[str, object] = {"namespaces": [], "verdicts": {}}
+        world.settings = replace(world.settings, policy_audit=True)
+        for _ in range(2):  # the second one changes nothing
+            async with world.agent() as (agent, health):
+                assert await audit(world, agent, health) == (1, LOG_AUDITED, {"node": True, **nothing})
+                assert world.generation() == generation + 1
+        world.settings = replace(world.settings, policy_audit=False)
+        async with world.agent() as (agent, health):
+            assert await audit(world, agent, health) == (0, 0, {"node": False, **nothing})
+            assert world.generation() == generation + 2
 
     run(work)
 

@@ -163,13 +163,15 @@ def test_an_allowed_connection(agent: Agent, source: str, identity: int, names: 
     }
 
 
-def test_denied_packets(agent: Agent) -> None:
+@pytest.mark.parametrize(("audited", "disposition"), [(0, "deny"), (1, "audit")])
+def test_denied_packets(agent: Agent, audited: int, disposition: str) -> None:
     key = {
         "initiator": pack_address("10.0.0.1"),
         "responder": pack_address("fd00::1"),
         "responder_port": 53,
         "protocol": 17,
         "direction": 1,
+        "audited": audited,
     }
     assert LogRecords(OWN, agent.view).denied(key, 42, TIME) == {
         "connection": {
@@ -179,7 +181,7 @@ def test_denied_packets(agent: Agent) -> None:
             "protocol": "udp",
             "direction": "egress",
         },
-        "disposition": "deny",
+        "disposition": disposition,
         "src": {"pod_name": "web", "pod_namespace": "default", "namespace": "default"},
         "dest": {"instance": "fd00::1"},
         "count": 42,

@@ -23,7 +23,7 @@ from tidegate.records import Logging
 
 pytestmark = pytest.mark.root
 
-ALLOW, DENY = 2, 3
+ALLOW, DENY, AUDIT = 2, 3, 4
 Row = dict[str, Any]
 
 
@@ -33,6 +33,7 @@ class Log:
         self.maps = Maps(loaded.manifest.maps)
         self.lose(ALLOW, 0)
         self.lose(DENY, 0)
+        self.lose(AUDIT, 0)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[PolicyLog]:
@@ -46,9 +47,10 @@ class Log:
                 with suppress(asyncio.CancelledError):
                     await task
 
-    def deny(self, port: int, count: int, rounds: int = 0) -> None:
+    def deny(self, port: int, count: int, rounds: int = 0, audited: int = 0) -> None:
         """As the programs note it in the present round, or so many later."""
-        key = {"initiator": "10.0.0.1", "responder": "10.0.0.2", "responder_port": port, "protocol": 6, "direction": 1}
+        ends = {"initiator": "10.0.0.1", "responder": "10.0.0.2", "responder_port": port}
+        key = {**ends, "protocol": 6, "direction": 1, "audited": audited}
         current = self.loaded.maps["settings"].get({"value": SETTING_LOG_ROUND})
         assert current is not None
         self.loaded.maps["log_denied"].set({**key, "round": current["value"] + rounds}, {"count": count})
@@ -104,6 +106,24 @@ async def test_what_was_noted_before_it_was_switched_off_is_written(log: Log) ->
         policy_log.apply(Logging())
         await until("the last round", lambda: log.denied() == [(80, 7)])
         assert log.loaded.maps["settings"].get({"value": SETTING_LOG}) == {"value": 0}
+
+
+async def test_audit_is_written_without_being_asked_for(log: Log) -> None:
+    async with log.running() as policy_log:
+        policy_log.apply(Logging(), audited=True)
+        log.deny(80, 7, audited=1)
+        log.lose(AUDIT, 2)
+        await until("what passed, and the loss", lambda: len(log.rows()) == 2)
+        assert [row["disposition"] for row in log.rows() if "lost" not in row] == ["audit"]
+        assert log.lost() == [{"audit": 2 * possible_cpus()}]
+        log.deny(80, 1, audited=1)
+        await until("another round", lambda: log.denied() == [(80, 7), (80, 1)])
+        assert len(log.lost()) == 1
+        policy_log.apply(Logging())
+        log.deny(81, 1, audited=1)
+        await until("the last round", lambda: log.denied()[2:] == [(81, 1)])
+    async with log.running() as policy_log:
+        assert policy_log.bits == 0
 
 
 async def test_another_agent_goes_on(log: Log) -> None:

@@ -8,8 +8,10 @@ from itertools import chain, islice, product, zip_longest
 from typing import TypeVar
 
 from hypothesis import strategies as st
-from tests.endpoint_sync.world import Object, match, namespace, node, pod, policy
+from tests.endpoint_sync.world import Object, annotated, match, namespace, node, pod, policy
 from tests.policy.model import Documentation, Packet
+
+from policy_sync.annotations import AUDIT
 
 T = TypeVar("T")
 
@@ -123,8 +125,11 @@ named_ports = st.dictionaries(
 )
 namespaces = st.tuples(
     *(
-        st.fixed_dictionaries({}, optional={"team": st.sampled_from("ab"), "tier": st.just("infra")}).map(
-            lambda labels, name=name: namespace(name, **labels)  # type: ignore[misc]
+        st.builds(
+            lambda name, labels, audit: annotated(namespace(name, **labels), AUDIT, audit),
+            st.just(name),
+            st.fixed_dictionaries({}, optional={"team": st.sampled_from("ab"), "tier": st.just("infra")}),
+            mostly(st.just("false"), st.just("true")),
         )
         for name in HOMES
     )
@@ -149,6 +154,11 @@ class Case:
     namespaces: Sequence[Object]
     pods: Sequence[Object]
     policies: Sequence[Object]
+    audited_nodes: frozenset[str] = frozenset()
+
+    @property
+    def documented(self) -> Documentation:
+        return Documentation(self.namespaces, self.pods, self.policies, NODES, self.audited_nodes)
 
     @property
     def objects(self) -> list[Object]:
@@ -172,7 +182,7 @@ class Case:
             for port in PORTS
         ]
         random.Random(seed).shuffle(every)  # noqa: S311  # not for secrets
-        documented = Documentation(self.namespaces, self.pods, self.policies, NODES)
+        documented = self.documented
         kinds: dict[tuple[bool, ...], list[Packet]] = {}
         for packet in every:
             kinds.setdefault(documented.kind(packet), []).append(packet)
@@ -186,7 +196,8 @@ def _unique(items: Sequence[Object]) -> list[Object]:
 
 
 several = mostly(st.lists(policies, min_size=1, max_size=4), st.just([])).map(_unique)
-cases = st.builds(Case, namespaces, st.tuples(*map(pods, PLACES)), several)
+audited_nodes: st.SearchStrategy[frozenset[str]] = mostly(st.just(frozenset()), st.just(frozenset({"n1"})))
+cases = st.builds(Case, namespaces, st.tuples(*map(pods, PLACES)), several, audited_nodes)
 
 
 @st.composite
@@ -197,7 +208,7 @@ def changes(draw: st.DrawFn) -> tuple[Case, Case]:
     if draw(st.booleans()):
         after = replace(after, policies=_unique([*draw(several), *before.policies[draw(st.integers(0, 1)) :]]))
     if draw(st.booleans()):
-        after = replace(after, namespaces=draw(namespaces))
+        after = replace(after, namespaces=draw(namespaces), audited_nodes=draw(audited_nodes))
     if draw(st.booleans()):
         at = draw(st.integers(0, len(before.pods) - 1))
         listed = list(after.pods)

@@ -10,6 +10,7 @@ from tidegate.records import (
     IDENTITY_REMOTE_NODE,
     IDENTITY_WORLD,
     Endpoint,
+    NamespaceAudit,
     Node,
     PeerShard,
     Protocol,
@@ -28,6 +29,7 @@ class Compiled:
         self._nodes = {name[0]: record for name, record in world.records(Node).items()}
         self._rules = {int(number): record for (number,), record in world.records(Rules).items()}
         self._subjects = {int(number): record.policy for (number,), record in world.records(Subject).items()}
+        self.audited = {name for (name,), record in world.records(NamespaceAudit).items() if record.enabled}
         self._members: dict[int, set[int]] = {}
         self._blocks: dict[int, dict[tuple[bytes, int], int]] = {}
         for (number, _), shard in world.records(PeerShard).items():

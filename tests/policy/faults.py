@@ -75,6 +75,43 @@ FAULTS = [
         "connection->generation != generation",
         "connection->generation < 1",
     ),
+    # Audit.
+    Fault("a namespace in audit is enforced", POLICY, "flow->subject_flags & SUBJECT_AUDIT ||", ""),
+    Fault("a node in audit is enforced", POLICY, "SUBJECT_AUDIT || setting(SETTING_AUDIT)", "SUBJECT_AUDIT"),
+    Fault("audit of one subject is that of all", POLICY, "flow->subject_flags & SUBJECT_AUDIT", "flow->subject_flags"),
+    Fault(
+        "what the sender's audit lets pass is not asked at the receiver",
+        POLICY,
+        "if (!judge_side(skb, flow, egress, egress ? from : to, egress ? to : from))\n\t\t\treturn false;",
+        "if (!judge_side(skb, flow, egress, egress ? from : to, egress ? to : from))\n\t\t\treturn false;\n"
+        "\t\tif (flow->audited)\n\t\t\tbreak;",
+    ),
+    Fault(
+        "what the sender's audit has let pass, the receiver may not deny",
+        POLICY,
+        "return allowed || audited;",
+        "return allowed || flow->audited;",
+    ),
+    Fault(
+        "the verdict of audit is that of the other direction",
+        POLICY,
+        "egress ? REASON_AUDITED_EGRESS : REASON_AUDITED_INGRESS",
+        "egress ? REASON_AUDITED_INGRESS : REASON_AUDITED_EGRESS",
+    ),
+    Fault("the annotation's value is not looked at", f"{SYNC}/annotations.py", 'get(name) == "true"', "get(name)"),
+    Fault("audit that is taken away stays", f"{AGENT}/policy.py", "self._audited.discard(namespace)", "pass"),
+    Fault(
+        "subjects that stand keep their audit",
+        f"{AGENT}/policy.py",
+        "            self._audited.discard(namespace)\n        self._mark_subjects(namespace)",
+        "            self._audited.discard(namespace)",
+    ),
+    Fault(
+        "subjects that come into audit are not marked",
+        f"{AGENT}/policy.py",
+        "audited=namespace in",
+        "audited=False and namespace in",
+    ),
     # The compiler.
     Fault(
         "egress rules do not bring their policy type",
@@ -206,8 +243,8 @@ FAULTS = [
     Fault(
         "another pod with the address keeps the identity",
         f"{AGENT}/endpoints.py",
-        "self._identity[key] = record.identity",
-        "self._identity.setdefault(key, record.identity)",
+        "self._identity[key] = identity\n        self._hold",
+        "self._identity.setdefault(key, identity)\n        self._hold",
     ),
 ]
 

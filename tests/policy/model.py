@@ -1,8 +1,8 @@
 """NetworkPolicy as its API documentation words it (networking.k8s.io/v1), without any cleverness: the model that the
-records and the programs are compared with. It knows objects as the API has them, and nothing of ours."""
+records and the programs are compared with. It knows objects as the API has them, and nothing of ours but audit."""
 
 import ipaddress
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,7 @@ class Documentation:
         pods: Sequence[Object],
         policies: Sequence[Object],
         nodes: Sequence[Object] = (),
+        audited_nodes: Collection[str] = (),
     ) -> None:
         # "Every namespace has the label kubernetes.io/metadata.name."
         self._namespaces = {
@@ -39,6 +40,12 @@ class Documentation:
         }
         self._pods = {f"{p['metadata']['namespace']}/{p['metadata']['name']}": p for p in pods}
         self._nodes = {n["metadata"]["name"]: n for n in nodes}
+        self._audited_nodes = audited_nodes
+        self.audited = {
+            n["metadata"]["name"]
+            for n in namespaces
+            if n["metadata"].get("annotations", {}).get("policy.tidegate.dev/audit") == "true"
+        }
         self._policies = policies
 
     def allows(self, packet: Packet) -> bool:
@@ -46,6 +53,19 @@ class Documentation:
         if packet.source == packet.target:
             return True
         return self.direction("Egress", packet) and self.direction("Ingress", packet)
+
+    def passes(self, packet: Packet) -> bool:
+        """Whether it is delivered, or leaves: allowed, or denied by ends in audit alone."""
+        if packet.source == packet.target:
+            return True
+        return all(self.direction(each, packet) or self.audits(each, packet) for each in ("Egress", "Ingress"))
+
+    def audits(self, direction: str, packet: Packet) -> bool:
+        """Whether what policies deny passes at that end."""
+        subject = self._pods.get(packet.target if direction == "Ingress" else packet.source)
+        if subject is None:
+            return False
+        return subject["metadata"]["namespace"] in self.audited or subject["spec"]["nodeName"] in self._audited_nodes
 
     def allowing(self, direction: str, packet: Packet) -> set[str]:
         """The policies, as namespace/name, of which some rule allows it at that end."""

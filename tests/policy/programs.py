@@ -20,7 +20,11 @@ from node_agent.view import View
 from tidegate.records.addresses import pack_address
 
 EGRESS, INGRESS = "POLICY_EGRESS", "POLICY_INGRESS"
+AUDITED = {EGRESS: "AUDITED_EGRESS", INGRESS: "AUDITED_INGRESS"}
+SETTING_AUDIT = 13  # enum setting of types.h
 CONNECTIONS = ("connections", "connections_new")
+Sent = list[tuple[int, Packet]]  # with their numbers: source ports, or identifiers
+
 IPV4_AT, IPV6_AT = 26, 22  # addresses in a frame
 TRANSPORTS: Mapping[str, Layers] = {
     "TCP": TCP(flags="S"),
@@ -38,6 +42,8 @@ class Node(Agent):
         self.name = name
         self.loaded = loaded
         self.generation = 0
+        self.audited = False
+        self.passed: dict[int, int] = {}  # number of a packet that has been judged and passed → in which generation
         self.view = View(name, KEYS, self.tables, ENTRIES)
         self._maps = Maps(loaded.manifest.maps)
         names = [f"{name}{suffix}" for name in ("from_pod", "to_pod", "from_network") for suffix in ("", "6")]
@@ -59,6 +65,18 @@ class Node(Agent):
         self.kernel = {name: {} for name in self.kernel}
         self.tables = Tables(self.kernel)
         self.view = View(self.name, KEYS, self.tables, ENTRIES)
+        self.passed = {}
+
+    def audit(self, whole: bool) -> None:
+        """As an agent starts with or without --policy-audit."""
+        if whole != self.audited:
+            self.audited = whole
+            self.loaded.maps["settings"].set({"value": SETTING_AUDIT}, {"value": int(whole)})
+            self.raise_generation()
+
+    def raise_generation(self) -> None:
+        self.generation += 1
+        self.loaded.maps["settings"].set({"value": 0}, {"value": self.generation})
 
     def apply(self, values: Mapping[str, bytes], pods: Sequence[Object]) -> list[Step]:
         """As an agent does it: the steps, then the generation, where they may change a verdict."""
@@ -68,8 +86,7 @@ class Node(Agent):
         self.view.snapshot({**MARKS, **values})
         steps = self.write()
         if any(step.map in POLICY for step in steps):
-            self.generation += 1
-            self.loaded.maps["settings"].set({"value": 0}, {"value": self.generation})
+            self.raise_generation()
         return steps
 
     def carry_out(self, step: Step) -> None:
@@ -79,15 +96,31 @@ class Node(Agent):
         assert self._maps[step.map].update_all(step.puts) == len(step.puts)
         self._maps[step.map].delete_all(step.deletes)
 
-    def run(self, program: str, raw: bytes, family: int, ingress_ifindex: int = 0) -> tuple[str, int]:
-        """Which policy drops the packet, or nothing; and the program's action."""
-        before = {name: self.loaded.counter(name) for name in (EGRESS, INGRESS)}
+    def run(self, program: str, raw: bytes, family: int) -> tuple[list[str], int]:
+        """Which policies deny the packet, the one that drops it last; and the program's action."""
+        before = {name: self.loaded.counter(name) for name in (*AUDITED.values(), EGRESS, INGRESS)}
         fd = self._programs[program if family == 4 else f"{program}6"]
-        action, _, _ = run_program(fd, raw, ingress_ifindex=ingress_ifindex)
-        dropped = [name for name, count in before.items() if self.loaded.counter(name) != count]
+        action, _, _ = run_program(fd, raw)
+        counted = [name for name, count in before.items() if self.loaded.counter(name) != count]
+        dropped = {EGRESS, INGRESS} & set(counted)
         assert len(dropped) <= 1
         assert not dropped or action == SHOT
-        return (dropped[0] if dropped else ""), action
+        return counted, action
+
+    def differs(
+        self, program: str, number: int, raw: bytes, family: int, denying: Sequence[str], delivered: bool
+    ) -> str:
+        """What is otherwise than that these deny it, in their order, and that it is `delivered` by a redirect where it
+        passes; empty where nothing is."""
+        dropped = {EGRESS, INGRESS} & set(denying)
+        # Of a connection that has been judged the next packet is not, until something changes.
+        known = self.passed.get(number) == self.generation
+        expected = [] if known and not dropped else list(denying)
+        said, action = self.run(program, raw, family)
+        if not dropped:
+            self.passed[number] = self.generation
+        wrong = said != expected or (delivered and not dropped and action != REDIRECT)
+        return f"at {program} of {self.name}: {said} ({action}), not {expected}" if wrong else ""
 
 
 @cache
@@ -114,7 +147,7 @@ def differences(
     nodes: Mapping[str, Node],
     documented: Documentation,
     homes: Mapping[str, str],
-    packets: Sequence[tuple[int, Packet]],
+    packets: Sent,
 ) -> list[str]:
     """Each packet through the hooks on its way (`homes`: pod → node), beside what the documentation says."""
     found = []
@@ -122,22 +155,24 @@ def differences(
         source, target = (documented.address(name, packet.family).packed for name in (packet.source, packet.target))
         bytes_ = raw(packet, source, target, number)
         leaves, enters = homes.get(packet.source), homes.get(packet.target)
-        own = packet.source == packet.target
-        out = "" if own or documented.direction("Egress", packet) else EGRESS
-        into = "" if own or documented.direction("Ingress", packet) else INGRESS
+        out, into = _denying(documented, packet, "Egress", EGRESS), _denying(documented, packet, "Ingress", INGRESS)
+        hooks = []
         if leaves:
-            expected = out or (into if leaves == enters else "")
-            said, action = nodes[leaves].run("from_pod", bytes_, packet.family)
-            if said != expected or (leaves == enters and not said and action != REDIRECT):
-                found.append(
-                    f"{packet} at from_pod of {leaves}: {said or 'passes'} ({action}), not {expected or 'passes'}"
-                )
+            # Whom the first end drops, the second is not asked about.
+            both = leaves == enters and EGRESS not in out
+            hooks.append((leaves, "from_pod", out + into if both else out, leaves == enters))
         if enters and enters != leaves:
             # "From my own node" is what no device has received.
-            program = "to_pod" if packet.source == enters else "from_network"
-            said, action = nodes[enters].run(program, bytes_, packet.family)
-            if said != into or (program == "from_network" and not said and action != REDIRECT):
-                found.append(
-                    f"{packet} at {program} of {enters}: {said or 'passes'} ({action}), not {into or 'passes'}"
-                )
+            own = packet.source == enters
+            hooks.append((enters, "to_pod" if own else "from_network", into, not own))
+        for node, program, denying, delivered in hooks:
+            wrong = nodes[node].differs(program, number, bytes_, packet.family, denying, delivered)
+            found += [f"{packet} {wrong}"] if wrong else []
     return found
+
+
+def _denying(documented: Documentation, packet: Packet, direction: str, reason: str) -> list[str]:
+    """The reason by which that end denies it, if it does."""
+    if packet.source == packet.target or documented.direction(direction, packet):
+        return []
+    return [AUDITED[reason] if documented.audits(direction, packet) else reason]

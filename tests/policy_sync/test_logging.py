@@ -3,19 +3,15 @@
 from collections.abc import AsyncGenerator, AsyncIterator
 
 import pytest
-from tests.endpoint_sync.world import Object, World, namespace, policy
+from tests.endpoint_sync.world import Object, World, annotated, namespace, policy
 
-from policy_sync.logging import ALLOWED, DENIED
+from policy_sync.annotations import LOG_ALLOWED, LOG_DENIED
 from tidegate.kube import watch
 from tidegate.records import Logging, NamespaceLogging
 
 
 def logging(name: str = "default", **cluster: Object) -> Object:
     return {"kind": "NetworkLogging", "metadata": {"name": name}, "spec": {"cluster": cluster}}
-
-
-def annotated(item: Object, name: str, value: str = "true") -> Object:
-    return {**item, "metadata": {**item["metadata"], "annotations": {name: value}}}
 
 
 @pytest.fixture
@@ -77,14 +73,14 @@ async def test_one_of_another_name_has_no_effect(world: World) -> None:
 
 
 async def test_annotations_by_namespace(world: World) -> None:
-    assert await world.written(annotated(policy("shop/p"), ALLOWED)) == {"config/logging/shop"}
-    await world.written(annotated(policy("shop/a"), ALLOWED), annotated(policy("shop/x"), ALLOWED, "false"))
-    assert await world.written(annotated(namespace("pay"), DENIED)) == {"config/logging/pay"}
+    assert await world.written(annotated(policy("shop/p"), LOG_ALLOWED)) == {"config/logging/shop"}
+    await world.written(annotated(policy("shop/a"), LOG_ALLOWED), annotated(policy("shop/x"), LOG_ALLOWED, "false"))
+    assert await world.written(annotated(namespace("pay"), LOG_DENIED)) == {"config/logging/pay"}
     assert delegated(world) == {
         "shop": NamespaceLogging(policies=("a", "p")),
         "pay": NamespaceLogging(denied=True),
     }
-    await world.written(annotated(namespace("shop"), DENIED), namespace("pay"))
+    await world.written(annotated(namespace("shop"), LOG_DENIED), namespace("pay"))
     world.delete("NetworkPolicy", "shop", "a")
     await world.settle()
     assert delegated(world) == {"shop": NamespaceLogging(denied=True, policies=("p",))}
@@ -99,7 +95,7 @@ async def test_a_server_that_does_not_know_the_kind(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(watch, "UNSERVED", 0.01)
     made = World()
     made.api.unserved.add(watch.NETWORK_LOGGING.path)
-    made.put(namespace("shop"), annotated(policy("shop/p"), ALLOWED))
+    made.put(namespace("shop"), annotated(policy("shop/p"), LOG_ALLOWED))
     async with made.running():
         assert delegated(made) == {"shop": NamespaceLogging(policies=("p",))}
         made.put(logging(deny={"log": True}))
@@ -128,5 +124,5 @@ async def test_what_cannot_be_read_stays_over_a_restart(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(made.api, "pages", forbidden)
     async with made.running("two"):
-        assert await made.written(annotated(namespace("shop"), DENIED)) == {"config/logging/shop"}
+        assert await made.written(annotated(namespace("shop"), LOG_DENIED)) == {"config/logging/shop"}
         assert said(made) == Logging(denied=True)

@@ -20,6 +20,7 @@ from tidegate.records import (
     LastWrite,
     Logging,
     Masquerade,
+    NamespaceAudit,
     NamespaceLogging,
     Node,
     PeerSet,
@@ -40,8 +41,8 @@ from tidegate.records.ids import SPACE, Numbering, candidate, identity_content, 
 from tidegate.records.shards import shard_count, spread
 
 KINDS: list[type[Record]] = [
-    BackendShard, Endpoint, Identity, IdentityKeys, LastWrite, Logging, Masquerade, NamespaceLogging, Node,
-    PeerSet, PeerShard, Problem, Rules, Service, Subject, Synced,
+    BackendShard, Endpoint, Identity, IdentityKeys, LastWrite, Logging, Masquerade, NamespaceAudit, NamespaceLogging,
+    Node, PeerSet, PeerShard, Problem, Rules, Service, Subject, Synced,
 ]  # fmt: skip
 
 upper = st.text("ABC", min_size=1)  # no field is named so
@@ -301,6 +302,7 @@ def test_keys_are_parsed_back(data: st.DataObject) -> None:
         (keys.masquerade(), Masquerade, ("masquerade",)),
         (keys.logging(), Logging, ("logging",)),
         (keys.namespace_logging(a), NamespaceLogging, (a,)),
+        (keys.namespace_audit(a), NamespaceAudit, (a,)),
         (keys.peer_set(n), PeerSet, (str(n),)),
         (keys.peers(n, m), PeerShard, (str(n), str(m))),
         (keys.rules(n), Rules, (str(n),)),

@@ -72,6 +72,15 @@ async def status(agent: Found) -> dict[str, Any]:
         return {"node": agent.node, "ready": False, "error": f"the agent does not answer on {agent.socket}: {text}"}
 
 
+def audited_nodes(run: Path) -> frozenset[str]:
+    """Nodes of which the agents here say that they are in audit as a whole; who does not answer says nothing."""
+
+    async def ask() -> list[dict[str, Any]]:
+        return list(await asyncio.gather(*map(status, find(run))))
+
+    return frozenset(found["node"] for found in asyncio.run(ask()) if found.get("audit", {}).get("node"))
+
+
 async def services(agent: Found) -> list[dict[str, Any]]:
     """Which backends the node gives to whom, and why not the others. Raises OSError, aiohttp.ClientError."""
     found: list[dict[str, Any]] = await _ask(agent, "services", {})

@@ -16,6 +16,7 @@ from tidegate.records import (
     Endpoint,
     Identity,
     Keyspace,
+    NamespaceAudit,
     Node,
     PeerSet,
     PeerShard,
@@ -65,6 +66,11 @@ class Cluster:
     def rules_of(self, identity: int) -> Rules | None:
         subject = self.all(Subject).get((str(identity),))
         return self.all(Rules).get((str(subject.policy),)) if subject else None
+
+    @cached_property
+    def audited(self) -> frozenset[str]:
+        """Namespaces in audit. Of nodes that are, records say nothing."""
+        return frozenset(name for (name,), record in self.all(NamespaceAudit).items() if record.enabled)
 
     @cached_property
     def _sets(self) -> dict[int, tuple[set[int], dict[tuple[bytes, int], int]]]:

@@ -20,8 +20,12 @@ from tidegate.records.addresses import pack_address, unpack_address
 from tidegate.runtime.settings import CommonSettings
 from tidegate.store import StoreError
 
-# Reasons of events that policies are behind → the direction that they speak of; None: that of the event.
-VERDICTS = {"POLICY_EGRESS": Direction.EGRESS, "POLICY_INGRESS": Direction.INGRESS, "FORWARDED": None}
+# Reasons of events that policies are behind, by what they say.
+VERDICTS = {
+    "allow": ("FORWARDED",),
+    "deny": ("POLICY_EGRESS", "POLICY_INGRESS"),
+    "audit": ("AUDITED_EGRESS", "AUDITED_INGRESS"),
+}
 REREAD = 2.0  # seconds
 
 
@@ -31,7 +35,9 @@ REREAD = 2.0  # seconds
 @click.option("--drops/--no-drops", default=True, show_default=True)
 @click.option("--verdicts/--no-verdicts", default=False, show_default=True, help="Connections that are allowed.")
 @click.option(
-    "--verdict", type=click.Choice(["allow", "deny"]), help="Only what policies allow or deny, and which of them do."
+    "--verdict",
+    type=click.Choice(list(VERDICTS)),
+    help="Only what policies allow, deny, or would deny but for audit, and which of them do.",
 )
 @click.option("-f", "--follow", is_flag=True, help="As it always does.")
 @output_option
@@ -50,10 +56,10 @@ def monitor(
         which = f"no agent of node {node}" if node else "no agent"
         raise click.ClickException(f"{which} on this machine (none under {here()})")
     if verdict:
-        drops, verdicts = verdict == "deny", verdict == "allow"
+        drops, verdicts = verdict == "deny", verdict != "deny"
     cluster = load(common) if verdict or output != "json" else Cluster()
     with suppress(KeyboardInterrupt):
-        asyncio.run(_follow_all(found, (drops, verdicts), verdict is not None, Records(common, cluster), output))
+        asyncio.run(_follow_all(found, (drops, verdicts), verdict, Records(common, cluster), output))
 
 
 class Records:
@@ -75,15 +81,15 @@ class Records:
 
 
 async def _follow_all(
-    found: list[agents.Found], kinds: tuple[bool, bool], explained: bool, records: Records, output: str
+    found: list[agents.Found], kinds: tuple[bool, bool], verdict: str | None, records: Records, output: str
 ) -> None:
     console = Console(highlight=False, soft_wrap=True)
 
     async def follow(agent: agents.Found) -> None:
         try:
             async for event in agents.events(agent, *kinds):
-                if explained:
-                    if "lost" not in event and event["reason"] not in VERDICTS:
+                if verdict:
+                    if "lost" not in event and event["reason"] not in VERDICTS[verdict]:
                         continue
                     await records.know(event.get("policy", 0))
                     event["why"] = why(event, records.cluster)
@@ -103,7 +109,7 @@ def line(event: dict[str, Any], names: dict[str, str]) -> Text:
     """One event in one line. Pure."""
     if "lost" in event:
         return Text(f"{event['node']:10} {event['lost']} events lost: this command reads too slowly", style="yellow")
-    forwarded = event["reason"] == "FORWARDED"
+    allowed, audited = (event["reason"] in VERDICTS[verdict] for verdict in ("allow", "audit"))
     ends = []
     for end in ("source", "destination"):
         address = event[end]
@@ -111,7 +117,8 @@ def line(event: dict[str, Any], names: dict[str, str]) -> Text:
         port = f":{event[f'{end}_port']}" if event[f"{end}_port"] else ""
         ends.append(f"{name}({address}{port})" if name else f"{address}{port}")
     text = Text(f"{event['node']:10} {event['hook']:12} ")
-    text.append(f"{'allowed' if forwarded else event['reason']:16}", style="green" if forwarded else "red")
+    style = "green" if allowed else "yellow" if audited else "red"
+    text.append(f"{'allowed' if allowed else event['reason']:16}", style=style)
     text.append(f" {render.protocol(event['protocol']):4} {ends[0]} -> {ends[1]}")
     if event.get("why"):
         text.append(f"  ({event['why']})", style="dim")
@@ -122,10 +129,10 @@ def why(event: dict[str, Any], cluster: Cluster) -> str:
     """The policies behind a verdict; nothing where the records say something else by now. Pure."""
     if "lost" in event:
         return ""
-    allowed = event["reason"] == "FORWARDED"
-    direction = VERDICTS[event["reason"]]
-    if direction is None:
-        direction = Direction.EGRESS if event["direction"] == "egress" else Direction.INGRESS
+    allowed = event["reason"] in VERDICTS["allow"]
+    # The direction of a drop may be the hook's.
+    egress = event["direction"] == "egress" if allowed else event["reason"].endswith("_EGRESS")
+    direction = Direction.EGRESS if egress else Direction.INGRESS
     subject, peer = ("source", "destination") if direction == Direction.EGRESS else ("destination", "source")
     other = Peer(event[f"{peer}_identity"], pack_address(event[peer]))
     arguments = event[f"{subject}_identity"], other, direction, event["protocol"], event["destination_port"]

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from tidegate.cli import render
-from tidegate.cli.cluster import Cluster
+from tidegate.cli import agents, render
+from tidegate.cli.cluster import Cluster, here
 from tidegate.cli.ends import PROTOCOLS, Client, find_client
 from tidegate.cli.output import output_option, show_json, show_table
 from tidegate.cli.reach import changes
@@ -129,7 +129,7 @@ def explain(
 ) -> None:
     """What the policies of each side say to a new connection, and which rules are behind it: from the records alone.
 
-    Exits with 1 where it is denied.
+    Exits with 1 where it does not pass: what is denied in audit does.
     """
     protocol, number = read_port(port)
     cluster = cluster_from(common, snapshot, manifests)
@@ -137,8 +137,10 @@ def explain(
     _is_no_service(cluster, server)
     address = _meeting(client, server)
     own = client.address(address)
-    sides = Sides(cluster, client, own, protocol).judge(address, number, client.node, False)
-    allowed = all(side.allowed for side in sides)
+    live = not (snapshot or manifests)
+    audited = agents.audited_nodes(here()) if live else frozenset[str]()
+    sides = Sides(cluster, client, own, protocol, audited).judge(address, number, client.node, False)
+    allowed, passes = all(side.allowed for side in sides), all(side.passes for side in sides)
     if output == "json":
         ends = {"from": unpack_address(own), "to": unpack_address(address)}
         show_json(
@@ -147,17 +149,25 @@ def explain(
                 "protocol": render.protocol(protocol),
                 "port": number,
                 "allowed": allowed,
+                "passes": passes,
                 "sides": [asdict(side) for side in sides],
             }
         )
     else:
         where = render.protocol(protocol) if protocol == Protocol.ICMP else f"{render.protocol(protocol)} {number}"
-        click.echo(f"{client.name} -> {server.name} {where}: {'allowed' if allowed else 'denied'}")
+        click.echo(f"{client.name} -> {server.name} {where}: {_outcome(sides, passes)}")
         for side in sides or [_nobody(own == address)]:
             click.echo(f"  {side.rules}: allowed by" if side.grounds else f"  {side.text}")
             for ground in side.grounds:
                 click.echo(f"    {ground.text}")
-    context.exit(0 if allowed else 1)
+    context.exit(0 if passes else 1)
+
+
+def _outcome(sides: Sequence[Side], passes: bool) -> str:
+    audits = dict.fromkeys(side.audit for side in sides if side.audit)
+    if not passes:
+        return "denied"
+    return f"denied, but passes: {', '.join(audits)}" if audits else "allowed"
 
 
 def _nobody(itself: bool) -> Side:
@@ -201,6 +211,8 @@ def diff(
 ) -> None:
     """Who reaches whom otherwise than now, if a change were made. Exits with 1 where anything differs.
 
+    Of what policies deny anew, and audit lets pass, a column of its own tells.
+
     Looked at are pods that are there in both states, the nodes, and an address of each ipBlock and of none.
     """
     if bool(change) + bool(to_etcd_snapshot) + bool(to_manifests) != 1:
@@ -220,6 +232,7 @@ def diff(
             "to": each.target,
             "opened": str(each.opened) if each.opened else "",
             "closed": str(each.closed) if each.closed else "",
+            "audited": str(each.audited) if each.audited else "",
             "isolated_by": list(each.policies),
         }
         for each in found
@@ -227,9 +240,10 @@ def diff(
     if output == "json":
         show_json(rows)
     elif rows:
+        columns = ["from", "to", "opened", "closed", *(["audited"] if any(row["audited"] for row in rows) else [])]
         show_table(
-            ("from", "to", "opened", "closed", "isolated by"),
-            ((r["from"], r["to"], r["opened"], r["closed"], " ".join(r["isolated_by"])) for r in rows),
+            (*columns, "isolated by"),
+            ((*(row[column] for column in columns), " ".join(row["isolated_by"])) for row in rows),
         )
     else:
         click.echo("everybody reaches whom they reached before")

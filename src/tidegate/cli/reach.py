@@ -23,6 +23,7 @@ class Party:
     address: bytes
     pod: Endpoint | None = None
     node: str = ""  # of a node, its name; of a pod, its node's
+    namespace: str = ""  # of a pod
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,7 @@ class Change:
     target: str
     opened: PortSet
     closed: PortSet
+    audited: PortSet  # what policies deny now, and did not before, and passes because of audit
     policies: tuple[str, ...]  # that isolate either end afterwards
 
     @property
@@ -58,7 +60,7 @@ def _inside(cluster: Cluster) -> Iterable[tuple[str, Party]]:
     for name, pod in sorted(cluster.all(Endpoint).items()):
         for address in _one_of_each_family(pod.addresses):
             text = f"{'/'.join(name)}{'' if is_ipv4(address) else IPV6}"
-            yield text, Party(text, address, pod, pod.node)
+            yield text, Party(text, address, pod, pod.node, name[0])
     for (label,), node in sorted(cluster.all(Node).items()):
         for address in _one_of_each_family(node.addresses):
             text = f"node {label}{'' if is_ipv4(address) else IPV6}"
@@ -93,14 +95,19 @@ class Reach:
         self._cluster = cluster
         self._known: dict[tuple[int, int, Peer], PortSet] = {}
 
-    def ports(self, source: Party, target: Party) -> PortSet:
-        """On which ports the source may open connections to the target."""
+    def ports(self, source: Party, target: Party, audit: bool = True) -> PortSet:
+        """On which ports the source may open connections to the target; without `audit`, as if nobody were in it."""
         allowed = EVERYTHING
-        if source.pod is not None:
+        if source.pod is not None and not (audit and self._is_audited(source, source.pod)):
             allowed &= self._said(source.pod.identity, self._peer(target), Direction.EGRESS)
-        if target.pod is not None and (source.pod is not None or source.node != target.node):
+        own = source.pod is None and source.node == target.node
+        if target.pod is not None and not own and not (audit and self._is_audited(target, target.pod)):
             allowed &= self._said(target.pod.identity, self._peer(source), Direction.INGRESS)
         return allowed
+
+    def _is_audited(self, party: Party, pod: Endpoint) -> bool:
+        """A pod without rules is closed nevertheless."""
+        return party.namespace in self._cluster.audited and self._cluster.rules_of(pod.identity) is not None
 
     def policies(self, source: Party, target: Party) -> tuple[str, ...]:
         """Those that isolate the ends in the connection's direction."""
@@ -145,8 +152,11 @@ def changes(before: Cluster, after: Cluster, progress: Callable[[int], None] = l
             if source == target or not _meet(sources[0], targets[0]):
                 continue
             was, is_ = (each.ports(a, b) for each, a, b in zip(reach, sources, targets, strict=True))
-            if was != is_:
-                found.append(Change(source, target, is_ - was, was - is_, reach[1].policies(sources[1], targets[1])))
+            said = [each.ports(a, b, audit=False) for each, a, b in zip(reach, sources, targets, strict=True)]
+            audited = (said[0] - said[1]) & is_
+            if was != is_ or audited:
+                policies = reach[1].policies(sources[1], targets[1])
+                found.append(Change(source, target, is_ - was, was - is_, audited, policies))
     told = set(found)
     return [each for each in found if not each.is_ipv6 or each.by_ipv4 not in told]
 

@@ -1,5 +1,6 @@
 """What the policies on both sides of a connection say to it, as the programs judge it. Pure."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 from tidegate.cli.cluster import Cluster, Name
@@ -13,21 +14,33 @@ REASONS = {Direction.EGRESS: "POLICY_EGRESS", Direction.INGRESS: "POLICY_INGRESS
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """What the rules of one end say; `reason` is that of the drop where they deny, one of reasons.h."""
+    """What the rules of one end say; `reason` is that of the drop, one of reasons.h, where they deny and it does not
+    pass; `audit` says why it does."""
 
     rules: str
     allowed: bool
     reason: str
     why: str
     grounds: tuple[Ground, ...] = ()
+    audit: str = ""
+
+    @property
+    def passes(self) -> bool:
+        return self.allowed or bool(self.audit)
 
     @property
     def text(self) -> str:
+        if self.audit:
+            return f"{self.rules}: denied, but passes: {self.audit}; {self.why}"
         return f"{self.rules}: {'allowed' if self.allowed else 'denied'}: {self.why}"
 
 
 class Sides:
-    def __init__(self, cluster: Cluster, client: Client, source: bytes, protocol: int) -> None:
+    def __init__(
+        self, cluster: Cluster, client: Client, source: bytes, protocol: int, audited_nodes: Collection[str] = ()
+    ) -> None:
+        """`audited_nodes`: of which their agents say that the whole node is in audit."""
+        self._audited_nodes = audited_nodes
         self._cluster = cluster
         self._client = client
         self._source = source
@@ -73,8 +86,15 @@ class Sides:
     def _side(self, name: Name, pod: Endpoint, peer: Peer, direction: Direction, port: int) -> Side:
         verdict = judge(self._cluster, pod.identity, peer, direction, self._protocol, port)
         rules = f"{'ingress' if direction == Direction.INGRESS else 'egress'} of {'/'.join(name)}"
-        reason = "" if verdict.allowed else REASONS[direction]
-        return Side(rules, verdict.allowed, reason, verdict.why, verdict.grounds)
+        # Without policies that isolate it, a pod that is denied something is closed still.
+        audit = self._audit(name[0], pod.node) if not verdict.allowed and verdict.policies else ""
+        reason = "" if verdict.allowed or audit else REASONS[direction]
+        return Side(rules, verdict.allowed, reason, verdict.why, verdict.grounds, audit)
+
+    def _audit(self, namespace: str, node: str) -> str:
+        if namespace in self._cluster.audited:
+            return f"namespace {namespace} is in audit"
+        return f"node {node} is in audit" if node in self._audited_nodes else ""
 
     def _peer(self, address: bytes, seen_by: str) -> Peer:
         pod = self.pod_with(address)

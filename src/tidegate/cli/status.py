@@ -72,6 +72,7 @@ def collect(cluster: Cluster, nodes: list[dict[str, Any]]) -> dict[str, Any]:
         "warnings": warnings,
         "problems": refused,
         "unreadable": cluster.unreadable,
+        "audit": sorted(cluster.audited),
         "nodes": nodes,
     }
 
@@ -120,6 +121,8 @@ def _print(found: dict[str, Any]) -> None:
         taken = (f"{s['entries']} of {s['capacity']} {n.replace('_', ' ')}" for n, s in found["capacity"].items())
         click.echo(f"all Services: {', '.join(taken)}\n")
     _print_nodes(found["nodes"])
+    if found["audit"]:
+        click.echo(f"in audit, their policies deny nothing: namespaces {', '.join(found['audit'])}")
     _print_warnings(found["warnings"])
     for problem in found["problems"]:
         where = "/".join(filter(None, (problem["namespace"], problem["name"])))
@@ -142,10 +145,21 @@ def _print_nodes(nodes: list[dict[str, Any]]) -> None:
         show_table(fullness.columns(answering), fullness.rows(answering))
         click.echo()
     for node in nodes:
+        click.echo(_audit(node), nl=False)
         for name, text in node.get("refused", {}).items():
             click.echo(f"{node['node']}: {name} keeps its last state: {text}")
         for name, text in {**node.get("full", {}), **node.get("problems", {})}.items():
             click.echo(f"{node['node']}: {name}: {text}")
+
+
+def _audit(node: dict[str, Any]) -> str:
+    """A line, or nothing."""
+    audit = node.get("audit", {})
+    scopes = ["the whole node"] if audit.get("node") else [f"namespace {name}" for name in audit.get("namespaces", ())]
+    if not scopes:
+        return ""
+    passed = ", ".join(f"{count} by {reason}" for reason, count in audit["verdicts"].items())
+    return f"{node['node']}: in audit: {', '.join(scopes)}; passed so far: {passed or 'nothing'}\n"
 
 
 def _row(node: dict[str, Any]) -> tuple[Any, ...]:

@@ -1,6 +1,6 @@
 """`tidegate services trace`: what the datapath would do with a new connection, from hook to hook."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
@@ -41,7 +41,7 @@ class Way:
     @property
     def denied(self) -> str:
         """The reason of the drop, one of reasons.h; empty where it passes."""
-        return next((side.reason for side in self.policies if not side.allowed), "")
+        return next((side.reason for side in self.policies if not side.passes), "")
 
 
 @dataclass(slots=True)
@@ -68,13 +68,16 @@ class Trace:
 
 
 class Tracer:
-    def __init__(self, cluster: Cluster, ask: Ask, client: Client, target: Target) -> None:
+    def __init__(
+        self, cluster: Cluster, ask: Ask, client: Client, target: Target, audited_nodes: Collection[str] = ()
+    ) -> None:
+        """`audited_nodes`: as of Sides."""
         self._cluster = cluster
         self._ask = ask
         self._client = client
         self._target = target
         self._source = client.address(target.address)
-        self._sides = Sides(cluster, client, self._source, target.protocol)
+        self._sides = Sides(cluster, client, self._source, target.protocol, audited_nodes)
         self._trace = Trace(client.name, target.text)
 
     def run(self, packets: bool = False) -> Trace:
@@ -109,7 +112,7 @@ class Tracer:
             return self._arrive(node)
         for side in self._sides.egress(self._target.address, self._target.port) if self._client.kind == "pod" else ():
             self._trace.steps.append((node, POD, side.text))
-            if not side.allowed:
+            if not side.passes:
                 return self._denied(side.reason)
         self._trace.steps.append((node, "stack", f"to node {owner}, by the node's routes"))
         return self._at(owner, NETWORK)
@@ -218,7 +221,7 @@ def trace(
     """
     cluster = load(common)
     asked = find_client(cluster, client, via)
-    found = Tracer(cluster, ask_agent, asked, read_target(target)).run(packets)
+    found = Tracer(cluster, ask_agent, asked, read_target(target), agents.audited_nodes(here())).run(packets)
     if output == "json":
         show_json(asdict(found))
     else:

@@ -16,6 +16,7 @@
 | config/masquerade                            | Masquerade   | endpoint-sync |
 | config/logging                               | Logging      | policy-sync   |
 | config/logging/<ns>                          | NamespaceLogging | policy-sync |
+| config/audit/<ns>                            | NamespaceAudit | policy-sync |
 | peers/<set>                                  | PeerSet      | policy-sync   |
 | peers/<set>/<shard>                          | PeerShard    | policy-sync   |
 | rules/<policy>                               | Rules        | policy-sync   |
@@ -37,6 +38,7 @@ from tidegate.records.schema import (
     LastWrite,
     Logging,
     Masquerade,
+    NamespaceAudit,
     NamespaceLogging,
     Node,
     PeerSet,
@@ -128,6 +130,9 @@ class Keyspace:
     def namespace_logging(self, namespace: str) -> str:
         return f"{self.prefix}config/logging/{namespace}"
 
+    def namespace_audit(self, namespace: str) -> str:
+        return f"{self.prefix}config/audit/{namespace}"
+
     def peer_set(self, number: int) -> str:
         return f"{self.prefix}peers/{number}"
 
@@ -158,6 +163,8 @@ def parse(path: str) -> Parsed | None:
         return Parsed(Logging, segments[1:])
     if segments[:2] == ("config", "logging") and len(segments) == 3:
         return Parsed(NamespaceLogging, segments[2:])
+    if segments[:2] == ("config", "audit") and len(segments) == 3:
+        return Parsed(NamespaceAudit, segments[2:])
     if path == "meta/capacity":
         return Parsed(Capacity, segments[1:])
     if path == "identities/synced":

@@ -144,6 +144,14 @@ class NamespaceLogging(Record, frozen=True, kw_only=True):
     policies: tuple[str, ...] = ()  # names of NetworkPolicies, sorted: what they allow
 
 
+class NamespaceAudit(Record, frozen=True, kw_only=True):
+    """`config/audit/<namespace>`, from policy-sync: what policies deny its pods passes. Only where it does."""
+
+    kind: ClassVar[str] = "namespace-audit"
+
+    enabled: bool = False
+
+
 class Capacity(Record, frozen=True, kw_only=True):
     """`meta/capacity`: what all Services together may take, as endpoint-sync was told (records.capacity)."""
 

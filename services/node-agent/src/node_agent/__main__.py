@@ -96,6 +96,11 @@ _DIRECTORY = click.Path(path_type=Path, file_okay=False, readable=False)
     default=SYSCTL,
     help="Where forwarding is turned on: containers see theirs read-only, so there another mount of it.",
 )
+@click.option(
+    "--policy-audit",
+    is_flag=True,
+    help="What policies deny passes on this node, and is logged. Namespaces: annotation policy.tidegate.dev/audit.",
+)
 @click.option("--map-size", multiple=True, metavar="MAP=N", help="Entries of a map; may be repeated.")
 def main(
     common: CommonSettings,
@@ -114,6 +119,7 @@ def main(
     policy_log: Path,
     cni_config: Path | None,
     sysctl: Path,
+    policy_audit: bool,
     map_size: tuple[str, ...],
     node_port_range: range,
 ) -> None:
@@ -132,6 +138,7 @@ def main(
         policy_log=policy_log,
         cni=cni_config,
         sysctl=sysctl,
+        policy_audit=policy_audit,
         # What is said of a map itself comes last, and counts.
         sizes=(*made_for(backends, frontends, source_ranges), *map_size),
     )

@@ -24,6 +24,7 @@ from node_agent.namespaces import namespace_cookie
 from node_agent.netlink import HostWatch
 from node_agent.policylog import DEFAULT_PATH, PolicyLog
 from node_agent.programsettings import (
+    SETTING_AUDIT,
     SETTING_GENERATION,
     SETTING_MONITOR,
     SETTING_NODE_NAMESPACE,
@@ -76,6 +77,7 @@ class NodeSettings:
     policy_log: Path = DEFAULT_PATH
     sysctl: Path = SYSCTL
     cni: Path | None = None  # where the container runtime looks for its configuration; None: it is not ours to write
+    policy_audit: bool = False  # what policies deny passes, on the whole node
     socket_lb: str = "all"  # whose sockets are translated: all, or those of the node's own network namespace ("node")
 
 
@@ -159,6 +161,7 @@ class Agent:
         self.program_settings.set(SETTING_NODE_NAMESPACE, namespace_cookie())
         self.program_settings.set(SETTING_SOCKET_NAMESPACE, namespace_cookie() if settings.socket_lb == "node" else 0)
         self._set_ports()
+        self._set_audit()
         self.attachments = Attachments(self.manifest, settings.bpffs, settings.cgroup, settings.attach)
         moving = relink.start(settings.bpffs, settings.state, self.manifest)
         if moving:
@@ -334,7 +337,7 @@ class Agent:
             self.changed()  # there is room for some of them
         if any(step.map in POLICY and not step.retired for step in steps):
             await self.in_worker(self._raise_generation)
-        self.policy_log.apply(self.view.logging)
+        self.policy_log.apply(self.view.logging, self.audited_node or bool(self.view.policy.audited))
         retiring = self.tables.retiring()
         if retiring is not None and not outdated:
             self._retiring.put_nowait(retiring)
@@ -382,6 +385,12 @@ class Agent:
         generation = self.program_settings.get(SETTING_GENERATION) % 0xFFFFFFFF + 1
         self.program_settings.set(SETTING_GENERATION, generation)
 
+    def _set_audit(self) -> None:
+        audited = int(self.audited_node)
+        if self.program_settings.get(SETTING_AUDIT) != audited:
+            self.program_settings.set(SETTING_AUDIT, audited)
+            self._raise_generation()  # what had passed is judged anew
+
     def _set_ports(self) -> None:
         """Which source ports connections may have that leave under the node's address."""
         local, taken = read_local_ports(), self._settings.node_ports
@@ -403,6 +412,11 @@ class Agent:
     def cgroup(self) -> Path:
         """Of the pods."""
         return self._settings.cgroup
+
+    @property
+    def audited_node(self) -> bool:
+        """Whether the whole node is in audit."""
+        return self._settings.policy_audit
 
     @property
     def full(self) -> dict[str, str]:

@@ -85,10 +85,10 @@ class EndpointView:
 
     def refresh(self, key: Key) -> None:
         record = self._endpoints[key]
-        may_have = self._policy.admit if record.node == self._own else self._policy.judged
-        if may_have(record.identity):
-            self._identity[key] = record.identity
-        self._hold(key, self._identity.get(key) if record.node == self._own else None)
+        local, identity = record.node == self._own, record.identity
+        if self._policy.admit(identity, key[0]) if local else self._policy.judged(identity):
+            self._identity[key] = identity
+        self._hold(key, self._identity.get(key) if local else None)
         for address in record.addresses:
             self._publish(address)
 
@@ -102,7 +102,7 @@ class EndpointView:
         if before == identity:
             return
         if identity is not None:
-            self._policy.take(identity)
+            self._policy.take(identity, key[0])
             self._held[key] = identity
         else:
             del self._held[key]

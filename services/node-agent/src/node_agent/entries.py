@@ -11,7 +11,7 @@ DEVICE_UPLINK, DEVICE_MASQUERADE = 0x1, 0x2
 NO_DEVICE = 0
 FRONTEND_OPEN, FRONTEND_RANGES = 0x1, 0x2
 SERVICE_DROP = 0x1
-SUBJECT_INGRESS_ISOLATED, SUBJECT_EGRESS_ISOLATED, SUBJECT_LOG = 0x1, 0x2, 0x4
+SUBJECT_INGRESS_ISOLATED, SUBJECT_EGRESS_ISOLATED, SUBJECT_LOG, SUBJECT_AUDIT = 0x1, 0x2, 0x4, 0x8
 RULE_LOG = 0x1
 LENGTH_ANY_PROTOCOL = 1 << 31
 
@@ -111,10 +111,17 @@ class Entries:
         return self._keys["subjects"].pack(value=identity)
 
     def subject(
-        self, policy: int, isolated: tuple[bool, bool], lengths: tuple[int, int], logged: bool = False
+        self,
+        policy: int,
+        isolated: tuple[bool, bool],
+        lengths: tuple[int, int],
+        logged: bool = False,
+        audited: bool = False,
     ) -> bytes:
-        """`isolated` and `lengths` for ingress and egress; `logged`: its namespace wants its denials logged."""
-        flags = SUBJECT_INGRESS_ISOLATED * isolated[0] | SUBJECT_EGRESS_ISOLATED * isolated[1] | SUBJECT_LOG * logged
+        """`isolated` and `lengths` for ingress and egress; `logged`: its namespace wants its denials logged;
+        `audited`: it is in audit."""
+        flags = SUBJECT_INGRESS_ISOLATED * isolated[0] | SUBJECT_EGRESS_ISOLATED * isolated[1]
+        flags |= SUBJECT_LOG * logged | SUBJECT_AUDIT * audited
         return self._values["subjects"].pack(
             policy=policy, flags=flags, ingress_lengths=lengths[0], egress_lengths=lengths[1]
         )

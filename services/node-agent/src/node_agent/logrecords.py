@@ -53,7 +53,7 @@ class LogRecords:
         return self._record(connection, "allow", {"policies": policies, **ends}, 1, time)
 
     def denied(self, key: Mapping[str, Any], count: int, time: int) -> Row:
-        """Packets that policies of one of their ends deny; `key` as struct denied_key has it."""
+        """Packets that policies of one end deny, and which pass in audit; `key` as struct denied_key has it."""
         source, destination, protocol = key["initiator"], key["responder"], key["protocol"]
         connection = {
             "src_ip": unpack_address(source),
@@ -63,10 +63,10 @@ class LogRecords:
             "direction": DIRECTIONS[key["direction"]],
         }
         ends = {"src": self._end(source), "dest": self._end(destination)}
-        return self._record(connection, "deny", ends, count, time)
+        return self._record(connection, "audit" if key["audited"] else "deny", ends, count, time)
 
     def lost(self, numbers: Mapping[str, int], time: int) -> Row:
-        """What is not in the log: `allow` connections, `deny` packets, records that were `unwritten`."""
+        """What is not in the log: `allow` connections, `deny` and `audit` packets, records that were `unwritten`."""
         return {"lost": dict(numbers), "node_name": self._node, "timestamp": write_time(time)}
 
     def _record(self, connection: Row, disposition: str, more: Row, count: int, time: int) -> Row:

@@ -7,7 +7,7 @@ from types import MappingProxyType
 from node_agent.entries import PRESENT, Entries, length_bit
 from node_agent.recall import Member, recall
 from node_agent.table import Tables
-from tidegate.records import ANY_SET, FIRST_SET, NamespaceLogging, PeerShard, Rule, Rules, Subject
+from tidegate.records import ANY_SET, FIRST_SET, NamespaceAudit, NamespaceLogging, PeerShard, Rule, Rules, Subject
 from tidegate.records.addresses import innermost
 
 NO_SHARD = -1  # where the members of a set stand that has no records any more
@@ -41,18 +41,21 @@ class PolicyView:
         self._set_users: Counter[int] = Counter()
         self._dirty: set[int] = set()  # identities
         self._changed_shards: list[tuple[int, int, PeerShard | None]] = []  # of sets in use
+        self._namespaces: dict[int, str] = {}  # of identities that have, or may get, pods here
         self._logged: dict[str, NamespaceLogging] = {}
+        self._audited: set[str] = set()  # namespaces
         self._gone: set[int] = set()  # sets in use that are no more: rules that find no room leave others in force
 
     def judged(self, identity: int) -> bool:
         """Whether the identity's rules are known: only then may packets be judged by it."""
         return self._subjects.get(identity) in self._rules
 
-    def admit(self, identity: int) -> bool:
-        """Whether a pod here may get the identity: its rules are known, and there is room for them."""
+    def admit(self, identity: int, namespace: str) -> bool:
+        """Whether a pod here, of that namespace, may get it: its rules are known, and there is room for them."""
         if not self.judged(identity):
             return False
         self._dirty.add(identity)  # where nobody takes it, what it has now goes again
+        self._namespaces[identity] = namespace
         return self._try(identity)
 
     def again(self, identity: int) -> None:
@@ -108,9 +111,25 @@ class PolicyView:
             rules = self._policy_rules[policy]
             for rule in rules.rules:
                 self._tables.want("rules", *self._entries.rule(policy, rule, self._is_logged(rules, rule)))
+        self._mark_subjects(namespace)
+
+    def set_namespace_audit(self, namespace: str, record: NamespaceAudit | None) -> None:
+        """What policies deny its pods passes, or does not; entries that stand say so at once."""
+        if record is not None and record.enabled:
+            self._audited.add(namespace)
+        else:
+            self._audited.discard(namespace)
+        self._mark_subjects(namespace)
+
+    @property
+    def audited(self) -> set[str]:
+        """Namespaces in audit that have pods here."""
+        return self._audited.intersection(self._namespaces.values()) if self._audited else set()
+
+    def _mark_subjects(self, namespace: str) -> None:
         for identity, policy in self._programmed.items():
-            if policy in concerned:
-                self._tables.want("subjects", self._entries.subject_key(identity), self._subject(policy))
+            if self._namespaces[identity] == namespace:
+                self._tables.want("subjects", self._entries.subject_key(identity), self._subject(identity, policy))
 
     def _is_logged(self, rules: Rules, rule: Rule) -> bool:
         """Whether some policy by which the rule allows asks for it."""
@@ -169,7 +188,9 @@ class PolicyView:
                 if not any(member in other for other in others):
                     self._member(group, member, present)
 
-    def take(self, identity: int) -> None:
+    def take(self, identity: int, namespace: str) -> None:
+        """One more pod here has it."""
+        self._namespaces[identity] = namespace
         self._local[identity] += 1
         self._dirty.add(identity)
 
@@ -184,6 +205,7 @@ class PolicyView:
             if not self._local[identity]:
                 del self._local[identity]
                 self._drop(identity)
+                self._namespaces.pop(identity, None)
             elif self.judged(identity):
                 self._try(identity)
         changed, self._changed_shards = self._changed_shards, []
@@ -261,18 +283,21 @@ class PolicyView:
         if before != policy:
             self._take_policy(policy)
             self._programmed[identity] = policy
-        self._tables.want("subjects", self._entries.subject_key(identity), self._subject(policy))
+        self._tables.want("subjects", self._entries.subject_key(identity), self._subject(identity, policy))
         if before is not None and before != policy:
             self._release_policy(before)
 
-    def _subject(self, policy: int) -> bytes:
+    def _subject(self, identity: int, policy: int) -> bytes:
         rules = self._policy_rules[policy]
         lengths = [0, 0]
         for rule in rules.rules:
             lengths[rule.direction] |= length_bit(rule)
         isolated = rules.ingress_isolated, rules.egress_isolated
-        logged = self._logged.get(_namespace(rules), NamespaceLogging()).denied
-        return self._entries.subject(policy, isolated, (lengths[0], lengths[1]), logged)
+        namespace = self._namespaces[identity]
+        logged = self._logged.get(namespace, NamespaceLogging()).denied
+        return self._entries.subject(
+            policy, isolated, (lengths[0], lengths[1]), logged, audited=namespace in self._audited
+        )
 
     def _drop(self, identity: int) -> None:
         policy = self._programmed.pop(identity, None)

@@ -30,21 +30,21 @@ DEFAULT_PATH = Path("/var/log/network/policy_action.log")
 READ = 0.5  # seconds between readings of what was allowed
 ROUND = 5.0  # seconds over which what is denied is counted together
 
-LOG_ALLOWED, LOG_DENIED, LOG_ALLOWED_MARKED, LOG_DENIED_MARKED = 0x1, 0x2, 0x4, 0x8
-LOST = {"allow": 2, "deny": 3}  # disposition → index in events_lost
+LOG_ALLOWED, LOG_DENIED, LOG_ALLOWED_MARKED, LOG_DENIED_MARKED, LOG_AUDITED = 0x1, 0x2, 0x4, 0x8, 0x10
+LOST = {"allow": 2, "deny": 3, "audit": 4}  # disposition → index in events_lost
 
 log = get_logger()
 
 
-def bits(logging: Logging) -> int:
-    """LOG_* of what is to be noted.
+def bits(logging: Logging, audited: bool = False) -> int:
+    """LOG_* of what is to be noted; `audited`: something here is in audit.
 
     >>> bits(Logging()), bits(Logging(allowed=True, denied=True)), bits(Logging(denied=True, denied_delegated=True))
     (0, 3, 8)
     """
     allowed = LOG_ALLOWED_MARKED if logging.allowed_delegated else LOG_ALLOWED
     denied = LOG_DENIED_MARKED if logging.denied_delegated else LOG_DENIED
-    return allowed * logging.allowed | denied * logging.denied
+    return allowed * logging.allowed | denied * logging.denied | LOG_AUDITED * audited
 
 
 class PolicyLog:
@@ -68,9 +68,9 @@ class PolicyLog:
             self._on.set()
         self.problems: dict[str, str] = {}
 
-    def apply(self, logging: Logging) -> None:
+    def apply(self, logging: Logging, audited: bool = False) -> None:
         """From now on this is noted."""
-        wanted = bits(logging)
+        wanted = bits(logging, audited)
         if wanted != self.bits:
             self._settings.set(SETTING_LOG, wanted)
             self.bits = wanted

@@ -19,6 +19,7 @@ from node_agent.tracing import read_question
 from tidegate.runtime.http import Health
 
 MIB = 1 << 20
+AUDITED = ("AUDITED_INGRESS", "AUDITED_EGRESS")  # reasons of verdicts; what becomes of the packets is counted besides
 
 
 def counters(agent: Agent) -> dict[str, dict[str, int]]:
@@ -32,9 +33,19 @@ def counters(agent: Agent) -> dict[str, dict[str, int]]:
     return found
 
 
+def take_audited(found: dict[str, dict[str, int]]) -> dict[str, int]:
+    """Takes out of counters what is no packet's end: verdicts that deny, and let pass in audit, by reason."""
+    return {reason: found.pop(reason)["packets"] for reason in AUDITED if reason in found}
+
+
+def in_audit(agent: Agent) -> list[str]:
+    namespaces = [f"namespace {name}" for name in sorted(agent.view.policy.audited)]
+    return ["node", *namespaces] if agent.audited_node else namespaces
+
+
 def events_lost(agent: Agent) -> dict[str, int]:
     opened = agent.maps["events_lost"]
-    names = ("drops", "verdicts", "logged_allowed", "logged_denied")
+    names = ("drops", "verdicts", "logged_allowed", "logged_denied", "logged_audited")
     return {name: opened.sums(index)["packets"] for index, name in enumerate(names)}
 
 
@@ -47,7 +58,13 @@ class KernelCollector(Collector):
     def collect(self) -> Iterable[Metric]:
         packets = CounterMetricFamily("tidegate_packets", "Packets by what became of them.", labels=["reason"])
         size = CounterMetricFamily("tidegate_packet_bytes", "The same in bytes.", labels=["reason"])
-        for reason, values in counters(self._agent).items():
+        found = counters(self._agent)
+        verdicts = CounterMetricFamily(
+            "tidegate_audited", "Denied by policies, but passed in audit.", labels=["reason"]
+        )
+        for reason, count in take_audited(found).items():
+            verdicts.add_metric([reason], count)
+        for reason, values in found.items():
             packets.add_metric([reason], values["packets"])
             size.add_metric([reason], values["bytes"])
         entries = GaugeMetricFamily("tidegate_map_entries", "Entries that the agent has written.", labels=["map"])
@@ -63,7 +80,10 @@ class KernelCollector(Collector):
         )
         for owner in self._agent.refused:
             refused.add_metric([owner], 1)
-        return [packets, size, entries, capacity, lost, refused]
+        audit = GaugeMetricFamily("tidegate_audit", "1 for what is in audit on this node.", labels=["scope"])
+        for scope in in_audit(self._agent):
+            audit.add_metric([scope], 1)
+        return [packets, size, verdicts, audit, entries, capacity, lost, refused]
 
 
 async def fullness(agent: Agent) -> dict[str, dict[str, Any]]:
@@ -89,6 +109,7 @@ def resident_memory() -> int:
 
 async def status(agent: Agent, health: Health, node: str) -> dict[str, Any]:
     drops = counters(agent)
+    audited = take_audited(drops)
     try:
         packets, size = await nft.dropped()
         if packets:
@@ -117,6 +138,11 @@ async def status(agent: Agent, health: Health, node: str) -> dict[str, Any]:
         "policy_generation": agent.program_settings.get(SETTING_GENERATION),
         "forwarded": forwarded,
         "drops": drops,
+        "audit": {
+            "node": agent.audited_node,
+            "namespaces": sorted(agent.view.policy.audited),
+            "verdicts": audited,
+        },
         "policy_log": agent.policy_log.bits,
         "events_lost": events_lost(agent),
         "problems": {**agent.view.problems, **agent.host_problems},

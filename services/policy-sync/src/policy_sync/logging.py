@@ -4,8 +4,7 @@ Object, fields and annotations are GKE Dataplane V2's (networking.gke.io/v1alpha
 `delegate` leaves it to annotations what is logged, and needs `log`.
 """
 
-from collections.abc import Mapping
-
+from policy_sync.annotations import LOG_ALLOWED, LOG_DENIED, Annotations, is_set
 from tidegate.kube import objects
 from tidegate.kube.track import Key
 from tidegate.kube.watch import NETWORK_LOGGING, Invalid
@@ -13,8 +12,6 @@ from tidegate.records import Logging, NamespaceLogging
 from tidegate.store.publisher import Publisher
 
 NAME = "default"  # of the one object that counts
-ALLOWED = "policy.network.gke.io/enable-logging"  # of a NetworkPolicy: what it allows
-DENIED = "policy.network.gke.io/enable-deny-logging"  # of a Namespace: what its pods are denied
 
 
 class LoggingError(ValueError):
@@ -81,17 +78,17 @@ class Delegation:
         self._publisher = publisher
         self._namespaces: dict[str, NamespaceLogging] = {}
 
-    def set_policy(self, key: Key, annotations: Mapping[str, str] | None) -> None:
+    def set_policy(self, key: Key, annotations: Annotations) -> None:
         """None: it is gone."""
         namespace, name = key
         before = self._namespaces.get(namespace, NamespaceLogging())
         others = set(before.policies) - {name}
-        more = {name} if _asks(annotations, ALLOWED) else set()
+        more = {name} if is_set(annotations, LOG_ALLOWED) else set()
         self._set(namespace, NamespaceLogging(denied=before.denied, policies=tuple(sorted(others | more))))
 
-    def set_namespace(self, name: str, annotations: Mapping[str, str] | None) -> None:
+    def set_namespace(self, name: str, annotations: Annotations) -> None:
         before = self._namespaces.get(name, NamespaceLogging())
-        self._set(name, NamespaceLogging(denied=_asks(annotations, DENIED), policies=before.policies))
+        self._set(name, NamespaceLogging(denied=is_set(annotations, LOG_DENIED), policies=before.policies))
 
     def _set(self, namespace: str, record: NamespaceLogging) -> None:
         if record == self._namespaces.get(namespace, NamespaceLogging()):
@@ -102,7 +99,3 @@ class Delegation:
         else:
             self._namespaces[namespace] = wanted
         self._publisher.put(self._publisher.keys.namespace_logging(namespace), wanted)
-
-
-def _asks(annotations: Mapping[str, str] | None, name: str) -> bool:
-    return (annotations or {}).get(name) == "true"

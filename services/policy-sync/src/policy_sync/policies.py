@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import msgspec
 
+from policy_sync.annotations import LOG_ALLOWED, trouble
 from policy_sync.compile import Policy, closed_policy, compile_policy
 from policy_sync.logging import Delegation
 from policy_sync.selectors import PolicyError
@@ -67,7 +68,7 @@ class Policies:
         except PolicyError as error:
             self._refuse(item.key, str(error), closed_policy(item))
             return
-        self._publisher.problem(KIND, *item.key, None)
+        self._publisher.problem(KIND, *item.key, trouble(item.metadata.annotations, LOG_ALLOWED))
         self._good.add(item.key)
         self._stored.pop(item.key, None)
         self._set(item.key, policy)

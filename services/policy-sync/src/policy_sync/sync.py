@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from contextlib import aclosing
 from typing import Protocol, TypeVar
 
+from policy_sync.annotations import AUDIT, LOG_DENIED, Annotations, is_set, trouble
 from policy_sync.logging import NAME as LOGGING_NAME
 from policy_sync.logging import Delegation, LoggingConfig
 from policy_sync.peers import Peers
@@ -20,6 +21,7 @@ from tidegate.records import (
     Identity,
     IdentityKeys,
     Keyspace,
+    NamespaceAudit,
     PeerSet,
     Problem,
     Record,
@@ -39,7 +41,7 @@ R = TypeVar("R", bound=Record)
 
 NAME = "policy-sync"
 # What identities need not carry any more is said last: rules that looked at it have been replaced then.
-RANKS = {"config/logging": 1, "peers/": 2, "rules/": 3, "subjects/": 4, "config/identity-keys": 5}
+RANKS = {"config/logging": 1, "config/audit": 1, "peers/": 2, "rules/": 3, "subjects/": 4, "config/identity-keys": 5}
 IDENTITIES = "identities"
 # Reasons of Events.
 EXCEEDED, FITS = "TidegateRulesTooLarge", "TidegateRulesFit"
@@ -50,7 +52,8 @@ class Api(ReadApi, EventApi, Protocol):
 
 
 class Namespaces:
-    """Handler of Namespace events: their labels decide which pods a namespaceSelector means."""
+    """Handler of Namespace events: their labels decide which pods a namespaceSelector means, annotations
+    what is logged, and what is in audit."""
 
     KIND = "Namespace"
 
@@ -64,17 +67,23 @@ class Namespaces:
         self._subjects = subjects
 
     def changed(self, item: objects.Namespace) -> None:
-        self._publisher.problem(self.KIND, "", item.metadata.name, None)
-        self._delegation.set_namespace(item.metadata.name, item.metadata.annotations)
+        annotations = item.metadata.annotations
+        self._publisher.problem(self.KIND, "", item.metadata.name, trouble(annotations, LOG_DENIED, AUDIT))
+        self._annotate(item.metadata.name, annotations)
         self._label(item.metadata.name, dict(item.labels))
 
     def deleted(self, key: Key) -> None:
         self._publisher.problem(self.KIND, "", key[1], None)
-        self._delegation.set_namespace(key[1], None)
+        self._annotate(key[1], None)
         self._label(key[1], None)
 
     def invalid(self, item: Invalid) -> None:
         self._publisher.problem(self.KIND, "", item.name, item.reason)
+
+    def _annotate(self, name: str, annotations: Annotations) -> None:
+        self._delegation.set_namespace(name, annotations)
+        audited = NamespaceAudit(enabled=True) if is_set(annotations, AUDIT) else None
+        self._publisher.put(self._publisher.keys.namespace_audit(name), audited)
 
     def _label(self, name: str, labels: dict[str, str] | None) -> None:
         if self._directory.label_namespace(name, labels):
