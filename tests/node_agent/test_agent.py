@@ -592,7 +592,7 @@ def test_a_bad_size_of_a_map_is_refused_before_anything_changes(
     network: Network, bpffs: Path, tmp_path: Path, cgroup: Path
 ) -> None:
     where = [f"--bpffs={bpffs / 'refused'}", f"--state={tmp_path}", f"--cache={COMPILED}", f"--cgroup={cgroup}"]
-    command = [sys.executable, "-m", "node_agent", f"--node={OWN}", *where, "--map-size=nonsense=1"]
+    command = [sys.executable, "-m", "node_agent", f"--node={OWN}", "--uplink=eth0", *where, "--map-size=nonsense=1"]
     with network.node.entered():
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
