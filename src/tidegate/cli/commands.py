@@ -11,9 +11,10 @@ import click
 from tidegate.cli import render
 from tidegate.cli.cluster import load, reads_cluster
 from tidegate.cli.output import output_option, show_json, show_table
-from tidegate.records import Endpoint, Identity, RecordError
+from tidegate.records import Endpoint, Identity, Keyspace, RecordError
 from tidegate.records.addresses import unpack_address
 from tidegate.records.codec import unpack
+from tidegate.records.grants import script
 from tidegate.runtime.settings import CommonSettings
 
 
@@ -116,6 +117,20 @@ def decode() -> None:
             f"{text} ({error}). Use: etcdctl get --prefix KEY -w json | tidegate decode"
         ) from error
     show_json(found)
+
+
+@click.command(name="etcd-roles")
+@click.option("--cluster", default="default", envvar="TIDEGATE_CLUSTER", show_default=True)
+def etcd_roles(cluster: str) -> None:
+    """Commands for an etcd with authentication: the roles and users of the three services; `… | sh` runs them.
+
+    etcdctl takes its endpoints and certificates from its own variables (ETCDCTL_ENDPOINTS, ETCDCTL_CACERT, …).
+    """
+    try:
+        keys = Keyspace(cluster)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--cluster") from error
+    click.echo("\n".join(script(keys)))
 
 
 @click.command()

@@ -38,6 +38,7 @@ for command in (
     commands.identities,
     commands.endpoints,
     commands.decode,
+    commands.etcd_roles,
     policy.policy,
     monitor.monitor,
     commands.version,

@@ -95,7 +95,11 @@ class Keyspace:
 
     def problem(self, writer: str, kind: str, namespace: str, name: str) -> str:
         """`namespace` is empty for objects of the cluster and then written as `-`."""
-        return f"{self.prefix}meta/problems/{writer}/{kind}/{namespace or '-'}/{name}"
+        return f"{self.problems(writer)}{kind}/{namespace or '-'}/{name}"
+
+    def problems(self, writer: str) -> str:
+        """What the keys of all of a writer's problems begin with."""
+        return f"{self.prefix}meta/problems/{writer}/"
 
     def capacity(self) -> str:
         return f"{self.prefix}meta/capacity"

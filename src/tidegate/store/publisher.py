@@ -61,7 +61,7 @@ class Publisher:
         self.prepare: Callable[[], None] = lambda: None
         self._marks = (keys.synced(name), *marks)
         by_prefix = {keys.prefix + prefix: rank for prefix, rank in ranks.items()}
-        by_prefix[f"{keys.prefix}meta/problems/{name}/"] = PROBLEM_RANK
+        by_prefix[keys.problems(name)] = PROBLEM_RANK
         by_prefix.update(dict.fromkeys(self._marks, SYNCED_RANK))
         self.writer = Writer(store, by_prefix, lambda key: _rank(by_prefix, key), keys.last_write(name))
 

@@ -1,0 +1,57 @@
+"""What each service may do in an etcd with roles: it writes its own keys, and reads what all read; agents only read."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from tidegate.records.keys import Keyspace
+
+# Prefixes below v1/ (see keys.py); each writer has its own in meta/ besides.
+WRITTEN = {
+    "endpoint-sync": (
+        "meta/capacity",
+        "config/masquerade",
+        "nodes/",
+        "identities/",
+        "endpoints/",
+        "services/",
+        "backends/",
+    ),
+    "policy-sync": ("config/identity-keys", "config/logging", "peers/", "rules/", "subjects/"),
+    "node-agent": (),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """etcd's permission on all keys that begin with `prefix`: it includes reading where `writes`."""
+
+    prefix: str
+    writes: bool
+
+
+def grants(keys: Keyspace, service: str) -> Iterator[Grant]:
+    """Of one of the services in WRITTEN."""
+    yield Grant(keys.prefix, writes=False)
+    if not WRITTEN[service]:
+        return
+    own = [keys.synced(service), keys.last_write(service), keys.problems(service), keys.leader(service)]
+    for prefix in [*own, *(keys.prefix + written for written in WRITTEN[service])]:
+        yield Grant(prefix, writes=True)
+
+
+def role(keys: Keyspace, service: str) -> str:
+    """Its name in etcd, where other clusters may have theirs."""
+    return f"tidegate-{keys.cluster}-{service}"
+
+
+def script(keys: Keyspace) -> Iterator[str]:
+    """Lines for a shell that make roles and users, or add to them what they lack. A user is a certificate's CN."""
+    yield "set -e"
+    for service in WRITTEN:
+        name = role(keys, service)
+        yield f"etcdctl role get {name} >/dev/null 2>&1 || etcdctl role add {name}"
+        for grant in grants(keys, service):
+            permission = "readwrite" if grant.writes else "read"
+            yield f"etcdctl role grant-permission {name} --prefix=true {permission} {grant.prefix}"
+        yield f"etcdctl user get {service} >/dev/null 2>&1 || etcdctl user add {service} --no-password"
+        yield f"etcdctl user grant-role {service} {name}"

@@ -1,0 +1,164 @@
+"""An etcd with certificates and roles, as compose/kubernetes sets one up: who may do what, and nobody else anything."""
+
+import asyncio
+import os
+import subprocess
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, aclosing
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from click.testing import CliRunner
+
+from tidegate.cli.root import tidegate
+from tidegate.records import Keyspace
+from tidegate.records.grants import WRITTEN
+from tidegate.runtime.settings import CommonSettings
+from tidegate.store import Put, Snapshot, StoreError, UnavailableError
+from tidegate.store.etcd import EtcdStore
+from tidegate.store.local import EtcdProcess, free_port
+
+KEYS = Keyspace("default")
+SERVICES = tuple(WRITTEN)
+SCRIPT = Path(__file__).parents[2] / "compose/kubernetes/certificates.sh"
+
+# Every key that there is (tidegate.records.keys), by who writes it.
+OF = {
+    "endpoint-sync": [
+        KEYS.capacity(),
+        KEYS.node("n"),
+        KEYS.identity(7),
+        KEYS.identities_synced(),
+        KEYS.endpoint("ns", "pod"),
+        KEYS.service("ns", "name"),
+        KEYS.backends("ns", "name", 3),
+        KEYS.masquerade(),
+    ],
+    "policy-sync": [
+        KEYS.identity_keys(),
+        KEYS.logging(),
+        KEYS.namespace_logging("ns"),
+        KEYS.peer_set(4),
+        KEYS.peers(4, 1),
+        KEYS.rules(5),
+        KEYS.subject(7),
+    ],
+}
+for writer, own in OF.items():
+    own += [KEYS.synced(writer), KEYS.last_write(writer), KEYS.problem(writer, "Service", "ns", "name")]
+NOBODYS = ["/tidegate/default/v1/meta/synced/another", "/tidegate/other/v1/nodes/n", "/registry/secrets/ns/name", "/a"]
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("certificates")
+    subprocess.run([SCRIPT, directory, "192.0.2.1", "etcd.example"], check=True, capture_output=True)
+    return directory
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def endpoint(tmp_path_factory: pytest.TempPathFactory, certificates: Path) -> AsyncIterator[str]:
+    """Of an etcd that lets in nobody without a certificate, after the commands of `tidegate etcd-roles`."""
+    secure, plain = free_port(), free_port()
+    options = (
+        f"--listen-client-urls=http://127.0.0.1:{plain},https://127.0.0.1:{secure}",
+        f"--cert-file={certificates / 'member.crt'}",
+        f"--key-file={certificates / 'member.key'}",
+        f"--trusted-ca-file={certificates / 'ca.crt'}",
+        "--client-cert-auth",
+    )
+    process = EtcdProcess(tmp_path_factory.mktemp("etcd"), plain, options)
+    await process.start()
+    try:
+        printed = CliRunner().invoke(tidegate, ["etcd-roles"], catch_exceptions=False).output * 2  # once more: no harm
+        enabling = "etcdctl user add root --no-password\netcdctl user grant-role root root\netcdctl auth enable\n"
+        environment = os.environ | {
+            "ETCDCTL_API": "3",
+            "ETCDCTL_ENDPOINTS": f"https://127.0.0.1:{secure}",
+            "ETCDCTL_CACERT": str(certificates / "ca.crt"),
+            "ETCDCTL_CERT": str(certificates / "root.crt"),
+            "ETCDCTL_KEY": str(certificates / "root.key"),
+        }
+        shell = await asyncio.create_subprocess_exec(
+            "sh", env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        await shell.communicate((printed + enabling).encode())
+        assert shell.returncode == 0
+        yield f"127.0.0.1:{secure}"
+    finally:
+        process.kill()
+
+
+Open = Callable[[str], EtcdStore]
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def open_as(endpoint: str, certificates: Path) -> AsyncIterator[Open]:
+    async with AsyncExitStack() as stack:
+
+        def open_one(user: str) -> EtcdStore:
+            store = EtcdStore(
+                CommonSettings(
+                    etcd=(endpoint,),
+                    etcd_ca=certificates / "ca.crt",
+                    etcd_cert=certificates / f"{user}.crt",
+                    etcd_key=certificates / f"{user}.key",
+                )
+            )
+            stack.push_async_callback(store.close)
+            return store
+
+        yield open_one
+
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest.mark.parametrize("service", SERVICES)
+async def test_each_writes_its_own_keys_and_no_other(open_as: Open, service: str) -> None:
+    store = open_as(service)
+    for writer, keys in OF.items():
+        for key in keys:
+            if writer == service:
+                assert await store.transact([Put(key, b"")]), key
+            else:
+                with pytest.raises(StoreError, match="permission denied"):
+                    await store.transact([Put(key, b"")])
+    for key in NOBODYS:
+        with pytest.raises(StoreError, match="permission denied"):
+            await store.transact([Put(key, b"")])
+
+
+@pytest.mark.parametrize("service", SERVICES)
+async def test_all_read_what_agents_read(open_as: Open, service: str) -> None:
+    await open_as("root").transact([Put(KEYS.node("read"), b"1")])
+    async with asyncio.timeout(60), aclosing(open_as(service).follow(KEYS.prefix)) as changes:
+        first = await anext(changes)
+        assert isinstance(first, Snapshot)
+        assert first.values[KEYS.node("read")] == b"1"
+
+
+@pytest.mark.parametrize("service", SERVICES)
+@pytest.mark.parametrize("prefix", ["/registry/", "/tidegate/other/v1/", "/"])
+async def test_nobody_reads_what_is_not_tidegates_or_another_clusters(open_as: Open, service: str, prefix: str) -> None:
+    with pytest.raises(StoreError, match="permission denied"):
+        await open_as(service).snapshot(prefix)
+
+
+async def test_writers_lead_by_their_own_key(open_as: Open) -> None:
+    for writer in OF:
+        async with asyncio.timeout(60):
+            store = open_as(writer)
+            term = await store.campaign(KEYS.leader(writer), "me", 5)
+            await store.transact([Put(KEYS.synced(writer), b"1")], fence=term.fence)
+            await term.resign()
+
+
+async def test_without_a_certificate_nobody_is_let_in(endpoint: str, certificates: Path) -> None:
+    store = EtcdStore(CommonSettings(etcd=(endpoint,), etcd_ca=certificates / "ca.crt"))
+    try:
+        with pytest.raises(UnavailableError):
+            await store.snapshot(KEYS.prefix)
+    finally:
+        await store.close()
