@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 SOURCES := src services compose tests
 
-.PHONY: demo demo-down test bench bench-quick lint format lock clean
+.PHONY: demo demo-down test bench bench-quick check-images lint format lock clean
 
 demo: $(VENV)/.installed
 	$(BIN)/tidegate demo
@@ -24,6 +24,11 @@ bench: $(VENV)/.installed
 bench-quick: $(VENV)/.installed
 	$(BIN)/python -m tests.bench run --size quick --json build/bench-quick.json $(BENCH_ARGS)
 
+# The steps of the Dockerfile in trees of debootstrap's: what is missing in an image shows without a container engine.
+check-images: $(VENV)/.installed
+	command -v debootstrap >/dev/null || apt-get install -y -q --no-install-recommends debootstrap
+	$(BIN)/python -m tests.deploy.images
+
 lint: $(VENV)/.installed
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
@@ -34,10 +39,12 @@ format: $(VENV)/.installed
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
 
-# The lock names versions and hashes, no index: pip takes them from wherever it is set up to look.
+# The locks name versions and hashes, no index: pip takes them from wherever it is set up to look.
 lock: $(VENV)/.installed
 	$(BIN)/pip-compile --quiet --generate-hashes --strip-extras --allow-unsafe --extra dev --build-deps-for wheel \
 	  --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-header -o requirements.lock pyproject.toml
+	$(BIN)/pip-compile --quiet --generate-hashes --strip-extras --allow-unsafe --build-deps-for wheel -c requirements.lock \
+	  --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-header -o requirements-runtime.lock pyproject.toml
 
 $(VENV)/.installed: requirements.lock requirements-kubectl.lock pyproject.toml compose/playground/install.sh
 	PYTHON=$(PYTHON) VENV=$(VENV) compose/playground/install.sh

@@ -31,6 +31,9 @@ log = get_logger()
 
 Say = Callable[[str], None]
 
+# All that an agent has, as in a cluster (compose/kubernetes/base/node-agent.yaml).
+CAPABILITIES = ("bpf", "net_admin", "perfmon", "sys_admin", "sys_ptrace")
+
 
 @dataclass(frozen=True, slots=True)
 class Options:
@@ -193,7 +196,8 @@ class Supervisor:
                 f"--socket-lb={self._options.socket_lb}",
             ]
             namespace = self._layout.node_namespace(node.name)
-            group.create_task(self._keep(node.name, inside(namespace, cgroup / "agent", command)))
+            confined = ["setpriv", f"--bounding-set=-all,+{',+'.join(CAPABILITIES)}", "--", *command]
+            group.create_task(self._keep(node.name, inside(namespace, cgroup / "agent", confined)))
 
     def service_socket(self, name: str) -> Path:
         return self._layout.home / f"{name}.sock"
