@@ -11,6 +11,8 @@ import pytest
 import pytest_asyncio
 from click.testing import CliRunner
 
+import endpoint_sync.sync
+import policy_sync.sync
 from tidegate.cli.root import tidegate
 from tidegate.records import Keyspace
 from tidegate.records.grants import WRITTEN
@@ -39,6 +41,7 @@ OF = {
         KEYS.identity_keys(),
         KEYS.logging(),
         KEYS.namespace_logging("ns"),
+        KEYS.namespace_audit("ns"),
         KEYS.peer_set(4),
         KEYS.peers(4, 1),
         KEYS.rules(5),
@@ -113,6 +116,11 @@ async def open_as(endpoint: str, certificates: Path) -> AsyncIterator[Open]:
 
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+async def test_what_is_granted_is_what_the_services_publish() -> None:
+    assert set(WRITTEN["endpoint-sync"]) == endpoint_sync.sync.RANKS.keys()
+    assert set(WRITTEN["policy-sync"]) == policy_sync.sync.RANKS.keys()
 
 
 @pytest.mark.parametrize("service", SERVICES)

@@ -16,7 +16,7 @@ WRITTEN = {
         "services/",
         "backends/",
     ),
-    "policy-sync": ("config/identity-keys", "config/logging", "peers/", "rules/", "subjects/"),
+    "policy-sync": ("config/identity-keys", "config/logging", "config/audit", "peers/", "rules/", "subjects/"),
     "node-agent": (),
 }
 
