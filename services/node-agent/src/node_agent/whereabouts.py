@@ -14,6 +14,7 @@ def write_whereabouts(settings: NodeSettings, cluster: str, etcd: tuple[str, ...
         "etcd": list(etcd),
         "bpffs": str(settings.bpffs),
         "cgroup": str(settings.cgroup),
+        "cni": str(settings.cni) if settings.cni else None,
         "pid": os.getpid(),
         "version": version,
     }
