@@ -126,14 +126,19 @@ def reads_cluster(command: F) -> F:
     return store_options(command)  # type: ignore[return-value]
 
 
-def resolve(common: CommonSettings) -> CommonSettings:
-    """The etcd of the playground, where one is up and the user has named none."""
-    context = click.get_current_context()
-    chosen = context.get_parameter_source("etcd")
+def playground() -> dict[str, Any]:
+    """What the playground says of itself, where one is up and the user has named no etcd; otherwise nothing."""
+    chosen = click.get_current_context().get_parameter_source("etcd")
     state = here() / "playground" / "state.json"
     if chosen is not click.core.ParameterSource.DEFAULT or not state.exists():
-        return common
-    known = json.loads(state.read_text())
+        return {}
+    known: dict[str, Any] = json.loads(state.read_text())
+    return known
+
+
+def resolve(common: CommonSettings) -> CommonSettings:
+    """The etcd of the playground, where one is up and the user has named none."""
+    known = playground()
     if not known.get("etcd"):
         return common
     return replace(common, etcd=(known["etcd"],), cluster=known.get("cluster", common.cluster))

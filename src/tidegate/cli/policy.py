@@ -12,10 +12,9 @@ from tidegate.cli.ends import PROTOCOLS, Client, find_client
 from tidegate.cli.output import output_option, show_json, show_table
 from tidegate.cli.reach import changes
 from tidegate.cli.sides import Side, Sides
-from tidegate.cli.sources import cluster_from, of_objects, reads_any
+from tidegate.cli.sources import Origin, reads_any
 from tidegate.records import Endpoint, Protocol, Rules, Service, Subject
 from tidegate.records.addresses import is_ipv4, unpack_address
-from tidegate.runtime.settings import CommonSettings
 
 
 @click.group()
@@ -26,9 +25,9 @@ def policy() -> None:
 @policy.command(name="list")
 @reads_any
 @output_option
-def list_(common: CommonSettings, snapshot: Path | None, manifests: Sequence[Path], output: str) -> None:
+def list_(origin: Origin, output: str) -> None:
     """All rules in force, and how many identities each of them is for."""
-    cluster = cluster_from(common, snapshot, manifests)
+    cluster = origin.read()
     users: dict[int, int] = {}
     for subject in cluster.all(Subject).values():
         users[subject.policy] = users.get(subject.policy, 0) + 1
@@ -71,9 +70,9 @@ def endpoint(cluster: Cluster, name: str) -> Endpoint:
 @reads_any
 @click.argument("pod")
 @output_option
-def show(common: CommonSettings, snapshot: Path | None, manifests: Sequence[Path], pod: str, output: str) -> None:
+def show(origin: Origin, pod: str, output: str) -> None:
     """The rules that hold for POD (NAMESPACE/NAME), in words."""
-    cluster = cluster_from(common, snapshot, manifests)
+    cluster = origin.read()
     rules = cluster.rules_of(endpoint(cluster, pod).identity)
     if rules is None:
         raise click.ClickException(f"no rules have been made for {pod} yet: it is closed until they are")
@@ -119,9 +118,7 @@ def read_port(text: str) -> tuple[int, int]:
 @click.pass_context
 def explain(
     context: click.Context,
-    common: CommonSettings,
-    snapshot: Path | None,
-    manifests: Sequence[Path],
+    origin: Origin,
     source: str,
     target: str,
     port: str,
@@ -132,13 +129,12 @@ def explain(
     Exits with 1 where it does not pass: what is denied in audit does.
     """
     protocol, number = read_port(port)
-    cluster = cluster_from(common, snapshot, manifests)
+    cluster = origin.read()
     client, server = find_client(cluster, source, None), find_client(cluster, target, None)
     _is_no_service(cluster, server)
     address = _meeting(client, server)
     own = client.address(address)
-    live = not (snapshot or manifests)
-    audited = agents.audited_nodes(here()) if live else frozenset[str]()
+    audited = agents.audited_nodes(here()) if origin.is_live else frozenset[str]()
     sides = Sides(cluster, client, own, protocol, audited).judge(address, number, client.node, False)
     allowed, passes = all(side.allowed for side in sides), all(side.passes for side in sides)
     if output == "json":
@@ -194,16 +190,14 @@ _PATH = click.Path(path_type=Path, exists=True)
 
 @policy.command()
 @reads_any
-@click.option("--change", type=_PATH, multiple=True, help="With --manifests: these objects in addition, or in place.")
+@click.option("--change", type=_PATH, multiple=True, help="These objects in addition, or in place.")
 @click.option("--to-etcd-snapshot", type=_PATH, help="What it is to become: a snapshot of etcd.")
 @click.option("--to-manifests", type=_PATH, multiple=True, help="What it is to become: all objects in files.")
 @output_option
 @click.pass_context
 def diff(
     context: click.Context,
-    common: CommonSettings,
-    snapshot: Path | None,
-    manifests: Sequence[Path],
+    origin: Origin,
     change: Sequence[Path],
     to_etcd_snapshot: Path | None,
     to_manifests: Sequence[Path],
@@ -217,14 +211,11 @@ def diff(
     """
     if bool(change) + bool(to_etcd_snapshot) + bool(to_manifests) != 1:
         raise click.UsageError("name what it is to become: one of --change, --to-etcd-snapshot, --to-manifests")
-    if change and not manifests:
-        raise click.UsageError("--change needs --manifests: etcd does not hold the objects that rules are made of")
-    before = cluster_from(common, snapshot, manifests)
-    after = (
-        of_objects((*manifests, *change), common.cluster)
-        if change
-        else cluster_from(common, to_etcd_snapshot, to_manifests)
-    )
+    if change:
+        before, after = origin.read_with(change)
+    else:
+        before = origin.read()
+        after = Origin(origin.common, to_etcd_snapshot, to_manifests).read()
     found = changes(before, after)
     rows = [
         {

@@ -25,9 +25,11 @@ QUIET = 100  # turns of the event loop in which nothing is written
 FOREVER = 1e9  # seconds
 
 
-def records(places: Sequence[Path], cluster: str) -> dict[str, bytes]:
-    """Key → value for what lies in these files and directories; of one object the last counts. Raises ManifestError."""
-    objects = read_objects(places)
+def records(places: Sequence[Path], cluster: str, base: Sequence[Object] = ()) -> dict[str, bytes]:
+    """Key → value for an API server's objects (`base`), and what lies in these files and directories; of one object the
+    last counts. Raises ManifestError.
+    """
+    objects = read_objects(places, base)
     # What the services log of their start concerns nobody here; what they refuse is in the records.
     with capture_logs():
         return asyncio.run(records_of(objects, cluster))

@@ -1,7 +1,7 @@
 """Objects in YAML or JSON files, made whole so that the sync services can read them. Pure but for reading files."""
 
 import ipaddress
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,18 +27,35 @@ class ManifestError(ValueError):
     """A file cannot be read as objects; the text says which, and why."""
 
 
-def read_objects(places: Sequence[Path]) -> list[Object]:
-    """All objects that concern us, each once; pods have addresses, and namespaces are there. Raises ManifestError."""
-    found: dict[tuple[str, str, str], Object] = {}
+def read_objects(places: Sequence[Path], base: Iterable[Object] = ()) -> list[Object]:
+    """All objects that concern us, each once, and namespaces are there. Those of `base` are as an API server has them;
+    pods that are written in files have addresses. Raises ManifestError."""
+    found = {_key(item): item for item in base}
+    written = set()
     for file in _files(places):
         for item in _documents(file):
             made = _whole(item, file)
             if made is not None:
-                found[made["kind"], made["metadata"].get("namespace", ""), made["metadata"]["name"]] = made
+                key = _key(made)
+                found[key] = _in_place(found.get(key), made)
+                written.add(key)
     for name in sorted({namespace for _, namespace, _ in found if namespace}):
         found.setdefault(("Namespace", "", name), {"kind": "Namespace", "metadata": {"name": name, "labels": {}}})
-    _address([item for (kind, _, _), item in sorted(found.items()) if kind == "Pod"])
+    _address([found[key] for key in sorted(written) if key[0] == "Pod"])
     return list(found.values())
+
+
+def _key(item: Object) -> tuple[str, str, str]:
+    return item["kind"], item["metadata"].get("namespace", ""), item["metadata"]["name"]
+
+
+def _in_place(before: Object | None, made: Object) -> Object:
+    """A pod stays where it is, and keeps its addresses, where what takes its place says nothing of them."""
+    if before is None or made["kind"] != "Pod":
+        return made
+    node = (before.get("spec") or {}).get("nodeName")
+    spec = {**({"nodeName": node} if node else {}), **(made.get("spec") or {})}
+    return {"status": before.get("status"), **made, "spec": spec}
 
 
 def _files(places: Sequence[Path]) -> Iterator[Path]:
