@@ -384,6 +384,30 @@ def test_after_a_restart_routes_are_found_and_those_of_gone_nodes_removed(networ
     assert shown(network.node) == before
 
 
+def test_many_routes_are_set_and_nobody_tells_us_of_our_own(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    want = {f"10.{96 + n // 256}.{n % 256}.0/24": network.OUTSIDE for n in range(1050)}
+    want["10.202.9.0/24"] = "198.51.100.1"  # refused, among the others
+    told: list[object] = []
+    apply_message = HostWatch._apply
+    monkeypatch.setattr(HostWatch, "_apply", lambda self, message: told.append(message) or apply_message(self, message))
+
+    async def work(watch: HostWatch, changes: list[None]) -> None:
+        routes = Routes()
+        told.clear()
+        assert await routes.apply(want) == 1050
+        assert routes.problems.keys() == {"10.202.9.0/24"}
+        network.node.ip("route", "add", "10.203.1.4", "dev", "vethpod")
+        await until("another's route", lambda: pack_address("10.203.1.4") in watch.host.pods)
+        assert len(told) < 10
+        changes.clear()
+        network.node.ip("route", "del", "10.96.7.0/24")
+        await until("the loss of one of ours", lambda: changes)
+        assert watch.take_losses()[0] == {("10.96.7.0/24", network.OUTSIDE)}
+
+    watched(network.node, work)
+    assert shown(network.node).keys() == want.keys() - {"10.202.9.0/24", "10.96.7.0/24"}
+
+
 def test_routes_of_others_stay(network: Network) -> None:
     network.node.ip("route", "add", "10.99.0.0/24", "via", network.OUTSIDE)
     apply(network, Routes(), {"10.202.2.0/24": "172.31.2.12"}, {})

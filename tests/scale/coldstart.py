@@ -109,7 +109,7 @@ async def started(where: Place, endpoint: str, cluster: str, *wrapper: str) -> A
         *(sys.executable, *wrapper, "-m", "node_agent", f"--etcd={endpoint}", f"--cluster={cluster}"),
         *(f"--node={Population().node(NODE).name}", f"--bpffs={where.bpffs}", f"--state={where.state}"),
         *(f"--cache={where.cache}", f"--cgroup={where.cgroup}", f"--policy-log={where.state / 'policy.log'}"),
-        *("--listen=", "--log-format=json"),
+        *("--uplink=eth0", "--listen=", "--log-format=json"),
     ]
     log = where.state / "log"
     with where.namespace.entered(), log.open("wb") as output:

@@ -41,6 +41,7 @@ from node_agent.upkeep import Upkeep
 from node_agent.view import View
 from tidegate.records import Keyspace
 from tidegate.runtime import metrics
+from tidegate.runtime.collector import building
 from tidegate.runtime.http import Health
 from tidegate.runtime.logging import get_logger
 from tidegate.runtime.retry import Backoff
@@ -124,6 +125,7 @@ class Agent:
         self._host_ready = asyncio.Event()
         self._watch = HostWatch(self.changed)
         self._routes = Routes()
+        self._routed: tuple[int, Mapping[str, str]] | None = None  # EndpointView.node_changes, and what follows
         self.upkeep = Upkeep(settings.pod_interfaces, settings.uplinks, settings.sysctl)
         self.takeover = Takeover()
         self._checks = HealthChecks(lambda: health.is_ready)
@@ -135,6 +137,7 @@ class Agent:
         self._complete = False
         self.written: Counter[str] = Counter()  # map → entries written or removed
         self.maps: Maps
+        self._entries: Entries
         self.tables: Tables
         self.view: View
         self.attachments: Attachments
@@ -146,8 +149,9 @@ class Agent:
         """Opens maps and programs, and reads what the maps hold. Raises OSError."""
         self.cni.begin()
         await self.in_worker(self._open)
-        entries, sizes = Entries(self.manifest.maps), {name: e.max_entries for name, e in self.manifest.maps.items()}
-        self.view = View(self._settings.node, self._keys, self.tables, entries, sizes)
+        self._entries = Entries(self.manifest.maps)
+        sizes = {name: entry.max_entries for name, entry in self.manifest.maps.items()}
+        self.view = View(self._settings.node, self._keys, self.tables, self._entries, sizes)
         log_path = self._settings.policy_log
         self.policy_log = PolicyLog(self.manifest, self.maps, self._worker, self._settings.node, self.view, log_path)
         self.releaser = Releaser(self.maps["socket_peers"], self.view.departures, self._settings.cgroup)
@@ -209,7 +213,9 @@ class Agent:
                     continue
                 self._complete = True
                 if isinstance(change, Snapshot):
-                    self.view.snapshot(change.values)
+                    log.info("snapshot read", revision=change.revision, keys=len(change.values))
+                    with building():
+                        self.view.snapshot(change.values)
                 else:
                     self.view.batch(change.operations)
                 self.changed()
@@ -229,6 +235,7 @@ class Agent:
         await self._host_ready.wait()
         first = True
         untouched = not self.tables.have("frontends")  # no program of ours has translated anything here
+        loading = True
         backoff = Backoff()
         while True:
             self._changed.clear()
@@ -243,7 +250,11 @@ class Agent:
                 if untouched:
                     await self._take_over()
                     untouched = False
+                wrote = self.written.total()
                 await self._write()
+                if loading:
+                    log.info("snapshot in the maps", entries=self.written.total() - wrote)
+                    loading = False
                 if since is not None:
                     APPLY.observe(time.monotonic() - since)
                 if self._complete:
@@ -296,7 +307,7 @@ class Agent:
         pods = {a: i for a, i in host.pods.items() if self._devices.programs(host.devices.get(i, "")) is not None}
         pods = {a: i for a, i in pods.items() if i not in uplinks}
         self.view.set_host(pods, host.addresses)
-        entries = Entries(self.manifest.maps)
+        entries = self._entries
         own, masquerading = self.view.endpoints.own_addresses, self.view.masquerade.enabled
         present = dict(entries.device(index, *own, masquerading) for index in (NO_DEVICE, *uplinks))
         for key in self.tables.wanted("devices").keys() - present.keys():
@@ -307,8 +318,8 @@ class Agent:
     async def _take_over(self) -> None:
         """What kube-proxy's rules have begun, before any frontend is ours."""
         self._want_host()
-        host, entries = self._watch.host, Entries(self.manifest.maps)
-        place = place_of(self.tables, entries, host.addresses, host.pods.keys())
+        host = self._watch.host
+        place = place_of(self.tables, self._entries, host.addresses, host.pods.keys())
 
         def write(decision: Decision) -> None:
             for name, items in decision.entries.items():
@@ -346,8 +357,15 @@ class Agent:
         self._routes.lost(lost)
         if not fallen.isdisjoint(self._settings.uplinks):
             self._routes.forget()
-        await self._routes.apply(wanted(self.view.endpoints.nodes, self._settings.node))
+        await self._routes.apply(self._wanted_routes())
         await self._checks.apply(self.view.services.health)
+
+    def _wanted_routes(self) -> Mapping[str, str]:
+        """The same mapping, until a node is another."""
+        endpoints = self.view.endpoints
+        if self._routed is None or self._routed[0] != endpoints.node_changes:
+            self._routed = endpoints.node_changes, wanted(endpoints.nodes, self._settings.node)
+        return self._routed[1]
 
     async def _carry_out(self, step: Step) -> bool:
         """Whether there was room for all of it."""

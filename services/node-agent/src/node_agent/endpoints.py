@@ -30,6 +30,8 @@ class EndpointView:
         self._by_identity: dict[int, set[Key]] = {}  # record's identity → pods
         self._held: dict[Key, int] = {}  # identity of which this pod of ours has a share in the policy view
         self._nodes: dict[str, Node] = {}
+        self.node_changes = 0  # so often has a node been another
+        self._nodes_at: dict[bytes, dict[str, None]] = {}  # address → nodes that have it
         self._devices: dict[bytes, int] = {}
         self._addresses: frozenset[bytes] = frozenset()
         self._recalling = True
@@ -110,11 +112,22 @@ class EndpointView:
             self._policy.release(before)
 
     def set_node(self, name: str, record: Node | None) -> None:
+        self.node_changes += 1
         before = self._nodes.pop(name, None)
+        for address in before.addresses if before else ():
+            self._leave(address, name)
         if record is not None:
             self._nodes[name] = record
+            for address in record.addresses:
+                self._nodes_at.setdefault(address, {})[name] = None
         for address in {*(before.addresses if before else ()), *(record.addresses if record else ())}:
             self._publish(address)
+
+    def _leave(self, address: bytes, name: str) -> None:
+        there = self._nodes_at.get(address, {})
+        there.pop(name, None)  # a record may name an address twice
+        if not there:
+            self._nodes_at.pop(address, None)
 
     def endpoint(self, key: Key) -> Endpoint | None:
         return self._endpoints.get(key)
@@ -131,9 +144,7 @@ class EndpointView:
         """The node that has the address."""
         if address in self._addresses or address in self._own_reported():
             return self._own
-        if address not in self._tables.wanted("endpoints"):
-            return None  # cheaper to know than where
-        return next((name for name, node in self._nodes.items() if address in node.addresses), None)
+        return next(iter(self._nodes_at.get(address, ())), None)
 
     def pods_of(self, identity: int) -> list[Key]:
         """Pods of this node that have, or should have, the identity."""
@@ -141,9 +152,7 @@ class EndpointView:
 
     def is_held(self, address: bytes) -> bool:
         """Whether a pod or a node has the address."""
-        if address in self._claims or address in self._addresses:
-            return True
-        return any(address in node.addresses for node in self._nodes.values())
+        return address in self._claims or address in self._addresses or address in self._nodes_at
 
     def is_for_pods(self, address: bytes) -> bool:
         """Whether the address lies in some node's range for pods."""
@@ -184,9 +193,8 @@ class EndpointView:
             return self._entries.pod(identity, self._devices.get(address, 0) if local else 0)
         if address in self._addresses or address in self._own_reported():
             return self._entries.node(own=True)
-        if any(address in node.addresses for name, node in self._nodes.items() if name != self._own):
-            return self._entries.node(own=False)
-        return None
+        # Who is at our own reported addresses alone has been told above.
+        return self._entries.node(own=False) if address in self._nodes_at else None
 
     def _own_reported(self) -> tuple[bytes, ...]:
         own = self._nodes.get(self._own)

@@ -1,6 +1,8 @@
 """Map entries as bytes: one function a kind of entry. The layouts come from the C types, the meanings from types.h."""
 
 from collections.abc import Mapping
+from functools import lru_cache
+from socket import htons
 
 from node_agent.layout import Form
 from node_agent.loader import MapEntry
@@ -23,8 +25,15 @@ class Entries:
         ours = {name: entry for name, entry in maps.items() if entry.type in ("hash", "lpm_trie")}
         self._keys = {name: Form(entry.key) for name, entry in ours.items()}
         self._values = {name: Form(entry.value) for name, entry in ours.items()}
+        # There are as many of these as backends or pods in the cluster.
+        self._backend_key = self._keys["backends"].packer("service", "slot")
+        self._backend = self._values["backends"].packer("addr", "port")
+        self._ring_key = self._keys["ring"].packer("service", "position")
+        self._number = self._values["ring"].packer("value")
+        # Pods of one identity have equal values, and one object for them.
+        self.pod = lru_cache(1 << 16)(self._pod)
 
-    def pod(self, identity: int | None, ifindex: int) -> bytes:
+    def _pod(self, identity: int | None, ifindex: int) -> bytes:
         """Without an identity the pod is closed."""
         flags = EP_POD | (EP_CLOSED if identity is None else 0)
         return self._values["endpoints"].pack(identity=identity or 0, ifindex=ifindex, flags=flags)
@@ -90,18 +99,17 @@ class Entries:
         return key, self._values["slots"].pack(value=index)
 
     def ring(self, service: int, position: int, index: int) -> tuple[bytes, bytes]:
-        key = self._keys["ring"].pack(service=service, position=position)
-        return key, self._values["ring"].pack(value=index)
+        return self._ring_key(service, position), self._number(index)
 
     def backend_key(self, service: int, slot: int) -> bytes:
-        return self._keys["backends"].pack(service=service, slot=slot)
+        return self._backend_key(service, slot)
 
     def backend_slot(self, key: bytes) -> tuple[int, int]:
         fields = self._keys["backends"].unpack(key)
         return int(fields["service"]), int(fields["slot"])
 
     def backend(self, address: bytes, port: int) -> bytes:
-        return self._values["backends"].pack(addr=address, port=port)
+        return self._backend(address, htons(port))
 
     def backend_address(self, value: bytes) -> tuple[bytes, int]:
         fields = self._values["backends"].unpack(value)

@@ -1,5 +1,9 @@
 """What the node's network looks like: devices, the pods' host routes, addresses. Read once, then followed."""
 
+import ctypes
+import socket
+import struct
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +20,8 @@ GROUPS = RTMGRP_LINK | RTMGRP_IPV4_IFADDR | RTMGRP_IPV4_ROUTE | RTMGRP_IPV6_IFAD
 IFF_UP = 0x1
 RT_TABLE_MAIN = 254
 RTN_UNICAST = 1
+RTM_NEWROUTE = 24
+SO_ATTACH_FILTER = 26
 FULL = {2: 32, 10: 128}  # AF_INET, AF_INET6 → length of a host route
 
 
@@ -31,6 +37,21 @@ class Host:
     @property
     def addresses(self) -> frozenset[bytes]:
         return frozenset(address for address, _ in self.assigned)
+
+
+def _ignore_own_routes(events: Any) -> None:
+    """The kernel does not tell us of routes that we have set: thousands at once, with the nodes of a large cluster."""
+    kind = int.from_bytes(RTM_NEWROUTE.to_bytes(2, sys.byteorder), "big")
+    program = (
+        (0x28, 0, 0, 4),  # nlmsg_type
+        (0x15, 0, 2, kind),
+        (0x30, 0, 0, 21),  # rtm_protocol, behind the 16 bytes of the header
+        (0x15, 1, 0, PROTOCOL),
+        (0x06, 0, 0, 0xFFFFFFFF),  # all of it
+        (0x06, 0, 0, 0),  # nothing
+    )
+    code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *line) for line in program))
+    events.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("@HP", len(program), ctypes.addressof(code)))
 
 
 class HostWatch:
@@ -55,6 +76,7 @@ class HostWatch:
     async def run(self, ready: Callable[[], None]) -> None:
         """Never returns. `ready` is called when all that is there has been read."""
         async with AsyncIPRoute() as events:
+            _ignore_own_routes(events.socket)
             # Subscribed before the dump: what changes meanwhile comes again as an event.
             await events.bind(groups=GROUPS)
             await self._dump()

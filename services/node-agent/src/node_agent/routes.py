@@ -1,16 +1,25 @@
 """Routes to the pods of other nodes, from their pod CIDRs."""
 
-from collections.abc import Iterable, Mapping
+import errno
+import os
+import socket
+import struct
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pyroute2 import AsyncIPRoute
-from pyroute2.netlink.exceptions import NetlinkError
 
+from node_agent.netlinkraw import Request, attribute, change_all, connect
 from tidegate.records import Node
 from tidegate.records.addresses import is_ipv4, unpack_address, unpack_cidr
 
 PROTOCOL = 0x74  # rtm_protocol of our routes: how we know them after a restart
-AF_INET, AF_INET6 = 2, 10
+
+RTM_NEWROUTE, RTM_DELROUTE = 24, 25
+NLM_F_REPLACE, NLM_F_CREATE = 0x100, 0x400
+RT_TABLE_MAIN, RT_SCOPE_UNIVERSE, RTN_UNICAST = 254, 0, 1
+RTA_DST, RTA_GATEWAY = 1, 5
+_ROUTE = struct.Struct("=BBBBBBBBI")  # struct rtmsg
 
 
 def wanted(nodes: Mapping[str, Node], own: str) -> dict[str, str]:
@@ -31,6 +40,7 @@ class Routes:
 
     def __init__(self) -> None:
         self._have: dict[str, str] | None = None
+        self._done: Mapping[str, str] | None = None  # what `_have` has been brought to
         self.problems: dict[str, str] = {}
 
     def lost(self, routes: Iterable[tuple[str, str]]) -> None:
@@ -38,43 +48,54 @@ class Routes:
         for cidr, via in routes:
             if self._have is not None and self._have.get(cidr) == via:
                 del self._have[cidr]
+                self._done = None
 
     def forget(self) -> None:
         """The kernel may have dropped any of them without telling: they are read anew."""
-        self._have = None
+        self._have = self._done = None
 
     async def apply(self, want: Mapping[str, str]) -> int:
-        """Returns the number of changes."""
-        if self._have == want and not self.problems:
+        """Returns the number of changes. A mapping that was given before, and is in the kernel, costs nothing."""
+        if (self._done is want or self._have == want) and not self.problems:
+            self._done = want
             return 0
-        changes = 0
-        async with AsyncIPRoute() as route:
-            have = self._have if self._have is not None else await _read(route)
-            self.problems = {}
-            for cidr, via in want.items():
-                if have.get(cidr) != via:
-                    changes += await self._set(route, "replace", cidr, via)
-            for cidr, via in have.items():
-                if cidr not in want:
-                    changes += await self._set(route, "del", cidr, via)
+        if self._have is None:
+            async with AsyncIPRoute() as route:
+                self._have = await _read(route)
+        have, self._done = self._have, None
+        changes = [("replace", cidr, via) for cidr, via in want.items() if have.get(cidr) != via]
+        changes += [("del", cidr, via) for cidr, via in have.items() if cidr not in want]
+        refused = _change(changes)
+        self.problems = {
+            cidr: f"route to {cidr} via {via}: {os.strerror(refused[index])}"
+            for index, (command, cidr, via) in enumerate(changes)
+            if index in refused and (command, refused[index]) != ("del", errno.ESRCH)  # gone already
+        }
         self._have = {cidr: via for cidr, via in want.items() if cidr not in self.problems}
-        return changes
+        self._done = want
+        return len(changes) - len(refused)
 
-    async def _set(self, route: AsyncIPRoute, command: str, cidr: str, via: str) -> int:
-        family = AF_INET6 if ":" in cidr else AF_INET
-        try:
-            await route.route(command, dst=cidr, gateway=via, family=family, proto=PROTOCOL)
-        except NetlinkError as error:
-            if command == "del" and error.code == 3:  # ESRCH: gone already
-                return 0
-            self.problems[cidr] = f"route to {cidr} via {via}: {error}"
-            return 0
-        return 1
+
+def _change(changes: Sequence[tuple[str, str, str]]) -> dict[int, int]:
+    """Command, CIDR and gateway; index → errno of those that the kernel refused. A thousand take some milliseconds."""
+    if not changes:
+        return {}
+    with connect(socket.NETLINK_ROUTE) as to:
+        return change_all(to, [_request(*change) for change in changes])
+
+
+def _request(command: str, cidr: str, via: str) -> Request:
+    address, _, length = cidr.partition("/")
+    family = socket.AF_INET6 if ":" in cidr else socket.AF_INET
+    kind, flags = (RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE) if command == "replace" else (RTM_DELROUTE, 0)
+    body = _ROUTE.pack(family, int(length), 0, 0, RT_TABLE_MAIN, PROTOCOL, RT_SCOPE_UNIVERSE, RTN_UNICAST, 0)
+    body += attribute(RTA_DST, socket.inet_pton(family, address))
+    return Request(kind, flags, body + attribute(RTA_GATEWAY, socket.inet_pton(family, via)))
 
 
 async def _read(route: AsyncIPRoute) -> dict[str, str]:
     found = {}
-    for family in (AF_INET, AF_INET6):
+    for family in (socket.AF_INET, socket.AF_INET6):
         message: Any
         async for message in await route.get_routes(family=family):
             if message["proto"] == PROTOCOL and message.get_attr("RTA_GATEWAY"):

@@ -1,7 +1,10 @@
 """What the agent's maps should hold, what they do hold, and the way from one to the other. Pure."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
+
+T = TypeVar("T")
 
 # Adds go in this order and removals in the reverse one, all removals after all adds: at no moment does an entry that is
 # looked up first lead to one that is not there.
@@ -58,6 +61,95 @@ class Step:
     retired: bool = False
 
 
+class Table(Mapping[bytes, bytes]):
+    """One map: what it should hold, and as a mapping what it does hold.
+
+    Nothing is kept twice: the kernel holds what is wanted, but for the keys in `differing`.
+    """
+
+    def __init__(self, found: Mapping[bytes, bytes]) -> None:
+        self.want: dict[bytes, bytes] = {}
+        self.differing: dict[bytes, bytes | None] = {}  # key → what the kernel holds instead (None: nothing)
+        self.found = dict(found)  # what the kernel held at the start, of what nobody has said anything about yet
+        self.to_come = 0  # keys that are wanted and not there
+        self._held = len(self.found)
+
+    def get(self, key: bytes, default: T = None) -> bytes | T:  # type: ignore[assignment]
+        value = self.differing[key] if key in self.differing else self.want.get(key)
+        if value is None and self.found:
+            value = self.found.get(key)
+        return default if value is None else value
+
+    def __getitem__(self, key: bytes) -> bytes:
+        value = self.get(key)
+        if value is None:
+            raise KeyError(key)
+        return value
+
+    def __contains__(self, key: object) -> bool:
+        return isinstance(key, bytes) and self.get(key) is not None
+
+    def __len__(self) -> int:
+        return self._held
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield from self.found
+        yield from (key for key in self.want if self.differing.get(key, key) is not None)
+        yield from (key for key, there in self.differing.items() if there is not None and key not in self.want)
+
+    def set(self, key: bytes, value: bytes | None) -> None:
+        """Under `key` there is to be `value`, or nothing (None)."""
+        wanted = self.want.get(key)
+        if self.found and key in self.found:
+            there: bytes | None = self.found.pop(key)
+        elif key in self.differing:
+            there = self.differing[key]
+        else:
+            there = wanted
+        if there is None:
+            self.to_come += (value is not None) - (wanted is not None)
+        if value is None:
+            self.want.pop(key, None)
+        else:
+            self.want[key] = value
+        self._compare(key, there, value)
+
+    def written(self, entries: Iterable[tuple[bytes, bytes]]) -> None:
+        want, differing = self.want, self.differing
+        for key, value in entries:
+            wanted = want.get(key)
+            if (differing[key] if key in differing else wanted or self.found.get(key)) is None:
+                self._held += 1
+                self.to_come -= wanted is not None
+            if wanted == value:
+                differing.pop(key, None)
+            else:
+                differing[key] = value
+
+    def removed(self, key: bytes) -> bool:
+        """Whether there was such an entry."""
+        was = self.get(key) is not None
+        wanted = self.want.get(key)
+        self.found.pop(key, None)
+        self._held -= was
+        self.to_come += was and wanted is not None
+        self._compare(key, None, wanted)
+        return was
+
+    def _compare(self, key: bytes, there: bytes | None, wanted: bytes | None) -> None:
+        if there == wanted:
+            self.differing.pop(key, None)
+        else:
+            self.differing[key] = there
+
+    def adopt(self) -> list[bytes]:
+        """What nobody has said anything about is not wanted."""
+        unwanted = [*self.found]
+        self.differing.update(self.found)
+        self.found = {}
+        return unwanted
+
+
 class Tables:
     """`want` says what should be; `plan` gives the steps; `done` says that a step was carried out.
 
@@ -67,41 +159,28 @@ class Tables:
 
     def __init__(self, have: Mapping[str, Mapping[bytes, bytes]]) -> None:
         """`have`: map → entries, as read from the kernel."""
-        self._have: dict[str, dict[bytes, bytes]] = {name: dict(have.get(name, {})) for name in ORDER}
-        self._want: dict[str, dict[bytes, bytes]] = {name: {} for name in ORDER}
-        self._dirty: dict[str, set[bytes]] = {name: set() for name in ORDER}
-        self._to_come: dict[str, int] = dict.fromkeys(ORDER, 0)  # keys that are wanted and not there
+        self._tables = {name: Table(have.get(name, {})) for name in ORDER}
         self.removals = 0  # entries removed so far
         self._retired: dict[str, dict[bytes, int]] = {name: {} for name in RETIRED}  # key → round
         self._round = 0  # of plans
         self._expired = -1
 
     def have(self, name: str) -> Mapping[bytes, bytes]:
-        return self._have[name]
+        return self._tables[name]
 
     def wanted(self, name: str) -> Mapping[bytes, bytes]:
-        return self._want[name]
+        return self._tables[name].want
 
     def want(self, name: str, key: bytes, value: bytes | None) -> None:
         """Under `key` there is to be `value`, or nothing (None)."""
-        known = key in self._want[name]
         if value is not None and name in self._retired:
             self._retired[name].pop(key, None)
-        if value is None:
-            self._want[name].pop(key, None)
-        else:
-            self._want[name][key] = value
-        if key not in self._have[name]:
-            self._to_come[name] += (value is not None) - known
-        if self._have[name].get(key) == value:
-            self._dirty[name].discard(key)
-        else:
-            self._dirty[name].add(key)
+        self._tables[name].set(key, value)
 
     def retire(self, name: str, key: bytes) -> None:
         """Nobody wants it, and once what is wanted now has been written nothing leads to it."""
         self.want(name, key, None)
-        if key in self._have[name]:
+        if key in self._tables[name]:
             self._retired[name][key] = self._round
 
     def retiring(self) -> int | None:
@@ -116,35 +195,34 @@ class Tables:
 
     def adopt(self) -> None:
         """From now on everything that nobody wants is to go: called once all that is known has been wanted."""
-        for name in ORDER:
-            unwanted = {key for key in self._have[name] if key not in self._want[name]}
-            self._dirty[name] |= unwanted
+        for name, table in self._tables.items():
+            unwanted = table.adopt()
             if name in self._retired:
                 self._retired[name].update(dict.fromkeys(unwanted, self._round))
 
     def occupied(self, name: str) -> int:
         """Entries that are there, and those that come before any of them goes."""
-        return len(self._have[name]) + self._to_come[name]
+        return len(self._tables[name]) + self._tables[name].to_come
 
     @property
     def pending(self) -> int:
-        return sum(map(len, self._dirty.values()))
+        return sum(len(table.differing) for table in self._tables.values())
 
     def plan(self) -> list[Step]:
         """Steps from have to want, in the order in which they are to be done. What is retired later on waits for the
         next plan at least."""
         self._round += 1
         steps = []
-        for name in ORDER:
-            want = self._want[name]
+        for name, table in self._tables.items():
+            due = [key for key in table.differing if key in table.want]
             # What replaces an entry needs no room: first, as all that follows what finds none is left undone.
-            due = sorted((key not in self._have[name], key) for key in self._dirty[name] if key in want)
-            puts = tuple((key, want[key]) for _, key in due)
-            if puts:
-                steps.append(Step(name, puts=puts))
-        for name in reversed(ORDER):
+            due.sort()
+            due.sort(key=lambda key, differing=table.differing: differing[key] is None)  # type: ignore[misc]
+            if due:
+                steps.append(Step(name, puts=tuple((key, table.want[key]) for key in due)))
+        for name, table in reversed(self._tables.items()):
             retired = self._retired.get(name, {})
-            unwanted = [key for key in sorted(self._dirty[name]) if key not in self._want[name]]
+            unwanted = sorted(key for key in table.differing if key not in table.want)
             for is_retired in (False, True):
                 deletes = tuple(
                     key for key in unwanted if (key in retired) == is_retired and self._may_go(retired, key)
@@ -158,27 +236,14 @@ class Tables:
 
     def outdated(self, step: Step) -> bool:
         """Whether the kernel holds an entry that the step would still replace or remove."""
-        have = self._have[step.map]
-        return any(have.get(key, value) != value for key, value in step.puts) or any(k in have for k in step.deletes)
+        table = self._tables[step.map]
+        return any(table.get(key, value) != value for key, value in step.puts) or any(k in table for k in step.deletes)
 
     def done(self, name: str, puts: Iterable[tuple[bytes, bytes]] = (), deletes: Iterable[bytes] = ()) -> None:
         """The kernel holds this now. What has been wanted otherwise meanwhile, withdrawals included, is due."""
-        have, want, dirty = self._have[name], self._want[name], self._dirty[name]
-        for key, value in puts:
-            if key not in have and key in want:
-                self._to_come[name] -= 1
-            have[key] = value
-            if want.get(key) == value:
-                dirty.discard(key)
-            else:
-                dirty.add(key)
+        table = self._tables[name]
+        table.written(puts)
         for key in deletes:
             if name in self._retired:
                 self._retired[name].pop(key, None)
-            if have.pop(key, None) is not None:
-                self.removals += 1
-                self._to_come[name] += key in want
-            if key in want:
-                dirty.add(key)
-            else:
-                dirty.discard(key)
+            self.removals += table.removed(key)

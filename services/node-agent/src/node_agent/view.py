@@ -50,6 +50,8 @@ KINDS = (
     Subject,
 )
 
+ENDPOINTS = "endpoints/"
+
 
 class View:
     """Takes complete snapshots and batches; a record that cannot be understood leaves the previous one in force."""
@@ -103,8 +105,15 @@ class View:
         """What is known and not in `values` is gone."""
         for key in (self._known | self.problems.keys()) - values.keys():
             self._set(key, None)
+        # Rules first: an endpoint is looked at once, when it is known whether it can be judged.
+        endpoints = f"{self._keys.prefix}{ENDPOINTS}"
         for key, value in values.items():
-            self._set(key, value)
+            if not key.startswith(endpoints):
+                self._set(key, value)
+        self._judge()
+        for key, value in values.items():
+            if key.startswith(endpoints):
+                self._set(key, value)
         self._settle()
         if not self._loaded:
             self._tables.adopt()
@@ -207,9 +216,12 @@ class View:
     def _set_rules(self, name: tuple[str, ...], record: Rules | None) -> None:
         self._judged.update(self.policy.set_rules(int(name[0]), record))
 
-    def _settle(self) -> None:
+    def _judge(self) -> None:
         judged, self._judged = self._judged, set()
         for identity in judged:
             self.endpoints.judged(identity)
+
+    def _settle(self) -> None:
+        self._judge()
         self.policy.settle()
         self.services.settle()
