@@ -389,7 +389,12 @@ def test_many_routes_are_set_and_nobody_tells_us_of_our_own(network: Network, mo
     want["10.202.9.0/24"] = "198.51.100.1"  # refused, among the others
     told: list[object] = []
     apply_message = HostWatch._apply
-    monkeypatch.setattr(HostWatch, "_apply", lambda self, message: told.append(message) or apply_message(self, message))
+
+    def listen(watch: HostWatch, message: object) -> bool:
+        told.append(message)
+        return apply_message(watch, message)
+
+    monkeypatch.setattr(HostWatch, "_apply", listen)
 
     async def work(watch: HostWatch, changes: list[None]) -> None:
         routes = Routes()

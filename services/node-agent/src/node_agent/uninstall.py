@@ -17,7 +17,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from node_agent import filters, links, nft
 from node_agent.attach import HANDLE, HANDLE6, PRIORITY
-from node_agent.routes import AF_INET, AF_INET6, PROTOCOL
+from node_agent.routes import PROTOCOL
 
 ALL_PROTOCOLS = 3  # ETH_P_ALL, as the filters were made
 
@@ -129,7 +129,7 @@ def _filters(route: IPRoute, index: int, hook: str, ours: set[int]) -> bool:
 
 def _routes() -> Iterator[str]:
     with IPRoute() as route:
-        for family in (AF_INET, AF_INET6):
+        for family in (socket.AF_INET, socket.AF_INET6):
             for message in list(route.get_routes(family=family, proto=PROTOCOL)):
                 if message["proto"] != PROTOCOL:
                     continue
