@@ -22,7 +22,7 @@ from playground.apiserver.storage import Storage
 from playground.demo.command import kubectl, shop
 from playground.realapi import kubeconfig
 from tidegate.kube.client import ApiError, KubeClient
-from tidegate.kube.watch import PODS, Changed, Deleted, Listed, list_watch
+from tidegate.kube.watch import PODS, Changed, Deleted, Listed, Page, list_watch
 
 POD: dict[str, Any] = {
     "metadata": {"name": "a", "labels": {"app": "x"}},
@@ -242,7 +242,7 @@ async def test_stale_updates_are_refused(api: KubeClient) -> None:
 async def test_list_and_watch(api: KubeClient, server: Server) -> None:
     path = "/api/v1/namespaces/default/pods"
     events = list_watch(api, PODS)
-    assert isinstance(await anext(events), Listed)
+    assert [type(await anext(events)) for _ in range(2)] == [Page, Listed]
     await api.create(path, POD)
     changed = await anext(events)
     assert isinstance(changed, Changed)
@@ -251,9 +251,9 @@ async def test_list_and_watch(api: KubeClient, server: Server) -> None:
     await api.delete(f"{path}/a", grace=0)
     # The history is gone: the watch is told 410 and everything is listed anew.
     seen: list[Any] = [await anext(events)]
-    while not isinstance(seen[-1], (Listed, Deleted)):
+    while not isinstance(seen[-1], (Page, Deleted)):
         seen.append(await anext(events))
-    assert isinstance(seen[-1], Deleted) or seen[-1].items == {}
+    assert isinstance(seen[-1], Deleted) or not seen[-1].items
     await events.aclose()
 
 

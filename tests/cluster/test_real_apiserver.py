@@ -16,7 +16,7 @@ from playground.apiserver.routes import serve
 from playground.realapi import RealApiServer, kubeconfig
 from tidegate.kube import client as client_module
 from tidegate.kube.client import ApiError, KubeClient
-from tidegate.kube.watch import NAMESPACES, SERVICES, Changed, Deleted, Event, Listed, list_watch
+from tidegate.kube.watch import NAMESPACES, SERVICES, Changed, Deleted, Event, Listed, Page, list_watch
 
 pytestmark = pytest.mark.apiserver
 
@@ -45,12 +45,20 @@ def labelled(name: str, **labels: str) -> Callable[[Event[Any]], bool]:
     """The namespace has the labels, by a change or in a list."""
 
     def check(event: Event[Any]) -> bool:
-        item = event.items.get(("", name)) if isinstance(event, Listed) else None
-        if isinstance(event, Changed) and event.item.metadata.name == name:
-            item = event.item
-        return item is not None and labels.items() <= item.labels.items()
+        items = event.items if isinstance(event, Page) else [event.item] if isinstance(event, Changed) else []
+        return any(item.metadata.name == name and labels.items() <= item.labels.items() for item in items)
 
     return check
+
+
+async def listed(events: AsyncIterator[Event[Any]]) -> set[str]:
+    """The pages of a list, and nothing else, to its end; the names in them."""
+    names: set[str] = set()
+    while isinstance(event := await anext(events), Page):
+        assert len(event.items) <= client_module.PAGE
+        names.update(item.metadata.name for item in event.items)
+    assert event == Listed()
+    return names
 
 
 class Followed:
@@ -98,16 +106,14 @@ async def test_a_list_in_pages_is_whole(api: KubeClient, monkeypatch: pytest.Mon
     assert len(pages) > 3
     assert len({json.loads(page)["metadata"]["resourceVersion"] for page in pages}) == 1
     async with aclosing(list_watch(api, NAMESPACES)) as events:
-        listed = await anext(events)
-    assert isinstance(listed, Listed)
-    assert {("", f"page-{number}") for number in range(7)} <= listed.items.keys()
+        assert {f"page-{number}" for number in range(7)} <= await listed(events)
 
 
 async def test_events_in_order_also_of_what_was_deleted(api: KubeClient) -> None:
     await make(api, "events")
     path = f"{NAMESPACE}/events/services"
     async with aclosing(list_watch(api, SERVICES)) as events:
-        assert isinstance(await anext(events), Listed)
+        await listed(events)
         for number in range(3):
             await api.create(path, {"metadata": {"name": "s"}, "spec": {"ports": [{"port": 80 + number}]}})
             await api.merge(f"{path}/s", {"metadata": {"labels": {"n": str(number)}}})
@@ -130,7 +136,7 @@ async def test_a_watch_that_ends_goes_on_from_its_last_bookmark(
     await api.create(path, {"metadata": {"name": "other"}, "spec": spec})
     only = replace(SERVICES, fields="metadata.name=late")
     async with asyncio.timeout(PATIENCE), aclosing(list_watch(followed, only)) as events:
-        assert isinstance(await anext(events), Listed)
+        await listed(events)
         following = asyncio.ensure_future(anext(events))
         while len(followed.watches) < 3:
             labels = {"n": str(len(followed.watches))}
@@ -147,7 +153,7 @@ async def test_over_a_restart_of_the_server_no_event_is_lost(real: RealApiServer
     """Of what was before it the server knows nothing any more: a watch from there ends with 410, and lists anew."""
     await make(api, "restart")
     async with aclosing(list_watch(api, NAMESPACES)) as events:
-        assert isinstance(await anext(events), Listed)
+        await listed(events)
         last = asyncio.ensure_future(until(events, labelled("restart", n="2")))
         await api.merge(f"{NAMESPACE}/restart", {"metadata": {"labels": {"n": "1"}}})
         await asyncio.to_thread(real.stop)
@@ -157,8 +163,8 @@ async def test_over_a_restart_of_the_server_no_event_is_lost(real: RealApiServer
     followed = Followed(api)
     followed.begin = "1"
     async with aclosing(list_watch(followed, NAMESPACES)) as events:
-        assert isinstance(await anext(events), Listed)
-        assert isinstance(await anext(events), Listed)
+        await listed(events)
+        await listed(events)
         assert (followed.lists, followed.watches) == (2, ["1"])
         await api.merge(f"{NAMESPACE}/restart", {"metadata": {"labels": {"n": "3"}}})
         await until(events, labelled("restart", n="3"))

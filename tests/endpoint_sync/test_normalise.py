@@ -39,9 +39,9 @@ POD = pod("shop/web", "10.0.0.1", {"app": "web"}, {"http": ("TCP", 8080)}, uid="
 def test_a_pod() -> None:
     facts = pod_facts(parsed(objects.Pod, POD))
     assert facts is not None
-    assert (facts.node, facts.labels, facts.uid) == ("n1", {"app": "web"}, "u1")
+    assert (facts.node, facts.labels, facts.uid) == ("n1", (("app", "web"),), "u1")
     assert facts.addresses == (pack_address("10.0.0.1"),)
-    assert facts.ports == {"http": (Protocol.TCP, 8080)}
+    assert facts.ports == (("http", (Protocol.TCP, 8080)),)
     assert not facts.terminating
 
 
@@ -101,7 +101,7 @@ def test_port_names_of_containers_and_sidecars() -> None:
     ]
     facts = pod_facts(parsed(objects.Pod, changed(POD, spec={"containers": containers, "initContainers": inits})))
     assert facts is not None
-    assert facts.ports == {"mesh": (Protocol.TCP, 91), "a": (Protocol.TCP, 81), "dns": (Protocol.UDP, 53)}
+    assert facts.ports == (("a", (Protocol.TCP, 81)), ("dns", (Protocol.UDP, 53)), ("mesh", (Protocol.TCP, 91)))
 
 
 def test_host_ports() -> None:
@@ -118,7 +118,7 @@ def test_host_ports() -> None:
         HostPort(protocol=Protocol.UDP, port=53, target=53, address=pack_address("172.16.0.1")),
         HostPort(port=81, target=81),
     )
-    assert facts.ports == {"dns": (Protocol.UDP, 53)}
+    assert facts.ports == (("dns", (Protocol.UDP, 53)),)
 
 
 REPLICA_SET = {"kind": "ReplicaSet", "name": "web-5d", "controller": True}
@@ -157,9 +157,11 @@ def test_what_makes_an_identity() -> None:
     labels = {"app": "web", "pod-template-hash": "h", "controller-revision-hash": "r"}
     facts = pod_facts(parsed(objects.Pod, pod("shop/web", "10.0.0.1", labels, {"http": ("TCP", 80), "x": ("TCP", 81)})))
     assert facts is not None
-    plain = identity_of("shop", facts, frozenset(), frozenset())
+    plain = identity_of("shop", facts.labels, facts.ports, frozenset(), frozenset())
     assert (plain.namespace, plain.labels, plain.ports) == ("shop", {"app": "web"}, {})
-    asked = identity_of("shop", facts, frozenset({"pod-template-hash"}), frozenset({"http", "none"}))
+    asked = identity_of(
+        "shop", facts.labels, facts.ports, frozenset({"pod-template-hash"}), frozenset({"http", "none"})
+    )
     assert asked.labels == {"app": "web", "pod-template-hash": "h"}
     assert asked.ports == {"http": (Protocol.TCP, 80)}
 

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from msgspec import structs
 
 from endpoint_sync.masquerade import CONFIG
-from endpoint_sync.sync import EndpointSync
+from endpoint_sync.sync import Api, EndpointSync
 from policy_sync.sync import PolicySync
 from tidegate.kube.fake import FakeApi
 from tidegate.kube.watch import (
@@ -43,8 +43,10 @@ QUIET = 60  # turns of the event loop in which nothing is written
 
 
 class World:
-    def __init__(self) -> None:
+    def __init__(self, source: Api | None = None) -> None:
+        """The services read from `source`; without one, from an API server in memory, for `put` and `delete`."""
         self.api = FakeApi()
+        self.source = source or self.api
         self.store = MemoryStore()
         self.capacity = DEFAULT
         self.grace = 3600.0  # seconds; collect() is called by the tests
@@ -99,13 +101,13 @@ class World:
 
     async def _endpoint_sync(self, holder: str) -> None:
         service = self.endpoint_sync = EndpointSync(
-            self.store, self.api, KEYS, Health("store"), self.grace, self.capacity
+            self.store, self.source, KEYS, Health("store"), self.grace, self.capacity
         )
         await service.start()
         await service.run(holder, 5)
 
     async def _policy_sync(self, holder: str) -> None:
-        service = PolicySync(self.store, self.api, KEYS, Health("store"))
+        service = PolicySync(self.store, self.source, KEYS, Health("store"))
         await service.start()
         await service.run(holder, 5)
 

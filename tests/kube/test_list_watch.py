@@ -9,27 +9,36 @@ from tests.kube.conftest import Server, event, listing, pod, send, serving
 
 from tidegate.kube.client import KubeClient
 from tidegate.kube.objects import Pod
-from tidegate.kube.watch import PODS, Changed, Deleted, Event, Invalid, Listed, Resource, list_watch
+from tidegate.kube.watch import PODS, Changed, Deleted, Invalid, Listed, Page, Resource, list_watch
+
+Told = Page[Pod] | Changed[Pod] | Deleted | Invalid
 
 
-async def take(client: KubeClient, count: int) -> list[Event[Pod]]:
-    """The first events; a generator that never gives them fails the test."""
-    found: list[Event[Pod]] = []
+async def take(client: KubeClient, count: int) -> list[Told]:
+    """The first events, a list that has ended as one page; a generator that never gives them fails the test."""
+    found: list[Told] = []
+    pages: list[Page[Pod]] = []
     async with asyncio.timeout(60):
         async with aclosing(list_watch(client, PODS)) as events:
             async for one in events:
-                found.append(one)
+                if isinstance(one, Page):
+                    pages = [one] if one.first else [*pages, one]
+                elif isinstance(one, Listed):
+                    items = [item for page in pages for item in page.items]
+                    found.append(Page(items, [bad for page in pages for bad in page.invalid], first=True))
+                else:
+                    found.append(one)
                 if len(found) == count:
                     break
     return found
 
 
-def told(events: list[Event[Pod]]) -> list[str]:
+def told(events: list[Told]) -> list[str]:
     """Short forms: names listed, or what happened to which name."""
     forms = []
     for one in events:
-        if isinstance(one, Listed):
-            forms.append("listed " + " ".join(name for _, name in one.items))
+        if isinstance(one, Page):
+            forms.append("listed " + " ".join(item.metadata.name for item in one.items))
         elif isinstance(one, Changed):
             forms.append(f"changed {one.item.metadata.name}")
         elif isinstance(one, Deleted):
@@ -54,8 +63,7 @@ async def test_a_field_selector_goes_along_with_list_and_watch(server: Server, c
     server.watches.append(send(event("MODIFIED", pod("a", 2))))
     resource = Resource("Pod", "/api/v1/namespaces/ns/pods", Pod, "metadata.name=a")
     async with aclosing(list_watch(client, resource)) as events:
-        await anext(events)
-        await anext(events)
+        assert [type(await anext(events)) for _ in range(3)] == [Page, Listed, Changed]
     assert [query["fieldSelector"] for query in server.queries] == ["metadata.name=a"] * 2
 
 
@@ -165,9 +173,9 @@ async def test_an_object_that_cannot_be_decoded_costs_itself_alone(server: Serve
     events = await take(client, 4)
     assert told(events) == ["listed a b", "invalid bad", "changed c", "deleted bad"]
     first, second = events[0], events[1]
-    assert isinstance(first, Listed)
+    assert isinstance(first, Page)
     assert isinstance(second, Invalid)
-    assert first.invalid[("ns", "bad")] == second
+    assert first.invalid == [second]
     assert "nodeName" in second.reason
     assert second.labels == {"app": "x"}
 

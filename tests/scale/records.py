@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import msgspec
 from tests.scale.population import REGION, Policy, Population, Service, Workload
 
-from endpoint_sync.services import SHARD, shard_of
+from endpoint_sync.backends import SHARD, shard_of
 from policy_sync.compile import compile_policy
 from policy_sync.peers import Peers
 from policy_sync.sets import Directory

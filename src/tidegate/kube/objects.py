@@ -9,7 +9,8 @@ from typing import TypeVar
 import msgspec
 
 
-class Part(msgspec.Struct, frozen=True, rename="camel"):
+# gc=False: nothing here refers back, and a hundred thousand of them would be looked through at each collection.
+class Part(msgspec.Struct, frozen=True, rename="camel", gc=False):
     pass
 
 

@@ -5,7 +5,7 @@ from contextlib import aclosing
 from typing import Generic, Protocol, TypeVar
 
 from tidegate.kube.objects import Object
-from tidegate.kube.watch import Api, Changed, Deleted, Event, Invalid, Listed, Resource, list_watch
+from tidegate.kube.watch import Api, Changed, Deleted, Event, Invalid, Listed, Page, Resource, list_watch
 from tidegate.runtime import metrics
 
 EVENTS = metrics.counter("api_events", "Objects received from the API server.", ("reader", "kind"))
@@ -30,37 +30,48 @@ class Tracker(Generic[T]):
 
     def __init__(self, handler: Handler[T]) -> None:
         self._handler = handler
-        self._known: set[Key] = set()
+        self._list = 0  # number of the latest list
+        self._known: dict[Key, int] = {}  # → number of the list when it was last heard of
 
     def apply(self, event: Event[T]) -> None:
-        if isinstance(event, Listed):
-            self._listed(event)
+        if isinstance(event, Page):
+            self._list += event.first
+            for item in event.items:
+                self._changed(item)
+            for bad in event.invalid:
+                self._invalid(bad)
+        elif isinstance(event, Listed):
+            for key in [key for key, heard in self._known.items() if heard != self._list]:
+                self._deleted(key)
         elif isinstance(event, Changed):
-            self._known.add(event.item.key)
-            self._handler.changed(event.item)
+            self._changed(event.item)
         elif isinstance(event, Invalid):
-            self._known.add((event.namespace, event.name))
-            self._handler.invalid(event)
+            self._invalid(event)
         elif isinstance(event, Deleted):
-            key = event.namespace, event.name
-            self._known.discard(key)
-            self._handler.deleted(key)
+            self._deleted((event.namespace, event.name))
 
-    def _listed(self, event: Listed[T]) -> None:
-        present = event.items.keys() | event.invalid.keys()
-        for key in self._known - present:
-            self._handler.deleted(key)
-        self._known = set(present)
-        for item in event.items.values():
-            self._handler.changed(item)
-        for bad in event.invalid.values():
-            self._handler.invalid(bad)
+    def knows(self, key: Key) -> bool:
+        return key in self._known
+
+    def _changed(self, item: T) -> None:
+        self._known[item.key] = self._list
+        self._handler.changed(item)
+
+    def _invalid(self, item: Invalid) -> None:
+        self._known[item.namespace, item.name] = self._list
+        self._handler.invalid(item)
+
+    def _deleted(self, key: Key) -> None:
+        self._known.pop(key, None)
+        self._handler.deleted(key)
 
 
 async def track(
     api: Api, resource: Resource[T], handler: Handler[T], reader: str, after: Callable[[bool], None]
 ) -> None:
-    """Feeds `handler` with all objects of the resource, for ever. `after(listed)` follows each event.
+    """Feeds `handler` with all objects of the resource, for ever.
+
+    `after(listed)` follows each event; `listed` says that with it all of a list has been told.
 
     `reader` names the process in the metrics.
     """
@@ -68,6 +79,13 @@ async def track(
     count = EVENTS.labels(reader, resource.kind)
     async with aclosing(list_watch(api, resource)) as events:
         async for event in events:
-            count.inc(len(event.items) if isinstance(event, Listed) else 1)
+            count.inc(_size(event))
             tracker.apply(event)
             after(isinstance(event, Listed))
+
+
+def _size(event: Event[T]) -> int:
+    """Objects in it."""
+    if isinstance(event, Page):
+        return len(event.items) + len(event.invalid)
+    return 0 if isinstance(event, Listed) else 1

@@ -1,7 +1,7 @@
 """List, then watch, then list again when the watch cannot go on: one generator that never ends."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
@@ -55,11 +55,21 @@ class Invalid:
 
 
 @dataclass(frozen=True, slots=True)
-class Listed(Generic[T]):
-    """Everything there is; what a reader knew and does not find here, neither valid nor invalid, is gone."""
+class Page(Generic[T]):
+    """Some of what there is. With the `first` page a list begins: pages of one that was not ended do not count.
 
-    items: Mapping[tuple[str, str], T]
-    invalid: Mapping[tuple[str, str], Invalid]
+    `version` is the one from which on to watch after the last page.
+    """
+
+    items: Sequence[T]
+    invalid: Sequence[Invalid]
+    first: bool
+    version: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """The list has ended; what a reader knew and did not find in its pages, neither valid nor invalid, is gone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +85,7 @@ class Deleted:
     name: str
 
 
-Event = Listed[T] | Changed[T] | Deleted | Invalid
+Event = Page[T] | Listed | Changed[T] | Deleted | Invalid
 
 
 class GoneError(Exception):
@@ -149,9 +159,11 @@ def invalid(raw: bytes | msgspec.Raw, reason: str) -> Invalid:
 
 
 async def list_watch(api: Api, resource: Resource[T]) -> AsyncGenerator[Event[T], None]:
-    """All events of a resource, beginning with Listed. Never ends and never raises for trouble of the API server.
+    """All events of a resource, beginning with Pages and Listed. Never ends and never raises for trouble of the API
+    server.
 
-    After trouble it goes on where it was; where the server cannot (410), it lists again and yields Listed.
+    After trouble it goes on where it was; where the server cannot (410), it lists again. No more than a page of the
+    list is held at a time.
     """
     log = get_logger(kind=resource.kind)
     decode = _Decoder(resource)
@@ -160,8 +172,11 @@ async def list_watch(api: Api, resource: Resource[T]) -> AsyncGenerator[Event[T]
     while True:
         try:
             if not version:
-                listed, version = await _list(api, resource, decode)
-                yield listed
+                async with aclosing(_list(api, resource, decode)) as pages:
+                    async for page in pages:
+                        yield page
+                version = page.version
+                yield Listed()
             async with aclosing(api.watch(resource.path, resource.fields, version)) as lines:
                 async for line in lines:
                     event, version = _event(line, decode, version)
@@ -179,7 +194,8 @@ async def list_watch(api: Api, resource: Resource[T]) -> AsyncGenerator[Event[T]
                 continue
             log.debug("not served", reason=str(error))
             version = ""
-            yield Listed({}, {})
+            yield Page((), (), first=True)
+            yield Listed()
             await asyncio.sleep(UNSERVED)
             continue
         except Unreachable as error:
@@ -189,10 +205,9 @@ async def list_watch(api: Api, resource: Resource[T]) -> AsyncGenerator[Event[T]
         await asyncio.sleep(backoff.next())
 
 
-async def _list(api: Api, resource: Resource[T], decode: _Decoder[T]) -> tuple[Listed[T], str]:
-    items: dict[tuple[str, str], T] = {}
-    bad: dict[tuple[str, str], Invalid] = {}
-    version = ""
+async def _list(api: Api, resource: Resource[T], decode: _Decoder[T]) -> AsyncGenerator[Page[T], None]:
+    """At least one page. Raises Unreachable, GoneError."""
+    first = True
     async with aclosing(api.pages(resource.path, resource.fields)) as pages:
         async for raw in pages:
             try:
@@ -200,16 +215,18 @@ async def _list(api: Api, resource: Resource[T], decode: _Decoder[T]) -> tuple[L
             except msgspec.DecodeError as error:
                 raise Unreachable(f"{resource.path}: no list of objects: {error}") from error
             # What is taken for an empty list empties the cluster: a JSON answer of something in between is none.
-            version = page.metadata.resource_version
-            if not version:
+            if not page.metadata.resource_version:
                 raise Unreachable(f"{resource.path}: no list of objects: it has no resourceVersion")
+            items: list[T] = []
+            bad: list[Invalid] = []
             for item in page.items or ():
                 decoded = decode(item)
                 if isinstance(decoded, Invalid):
-                    bad[decoded.namespace, decoded.name] = decoded
+                    bad.append(decoded)
                 else:
-                    items[decoded.key] = decoded
-    return Listed(items, bad), version
+                    items.append(decoded)
+            yield Page(items, bad, first, page.metadata.resource_version)
+            first = False
 
 
 def _event(line: bytes, decode: _Decoder[T], version: str) -> tuple[Event[T] | None, str]:

@@ -4,7 +4,8 @@ endpoint-sync counts by `cost` over all Services and holds back what is beyond t
 `map_sizes`, which hold whatever has been let through (a test compares both with what an agent writes).
 """
 
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 
 from tidegate.records.addresses import is_ipv4
@@ -37,13 +38,25 @@ class Amount:
         return Amount(*(getattr(self, name) - getattr(other, name) for name in DIMENSIONS))
 
 
+# Of a backend, what it takes depends on: whether it is IPv4, and for which ports of the Service it has one.
+Shape = tuple[bool, frozenset[str]]
+
 DIMENSIONS = tuple(field.name for field in fields(Amount))
 DEFAULT = Amount(backends=260_000, frontends=20_000, source_ranges=65_536)
 NOTHING = Amount()
 
 
-def cost(service: Service | None, backends: Collection[Backend]) -> Amount:
+def shape(backend: Backend) -> Shape:
+    return is_ipv4(backend.address), frozenset(backend.ports)
+
+
+def cost(service: Service | None, backends: Iterable[Backend]) -> Amount:
     """What the Service takes; without a record, nothing."""
+    return cost_of_shapes(service, Counter(map(shape, backends)))
+
+
+def cost_of_shapes(service: Service | None, shapes: Mapping[Shape, int]) -> Amount:
+    """The same, for so many backends of each shape."""
     if service is None:
         return NOTHING
     spoken = {is_ipv4(address) for address in service.cluster_ips}
@@ -52,7 +65,7 @@ def cost(service: Service | None, backends: Collection[Backend]) -> Amount:
     node_ports = sum(1 for port in service.ports if port.node_port)
     addresses = len(service.cluster_ips) + len(others)
     return Amount(
-        backends=sum(len(names & b.ports.keys()) for b in backends if is_ipv4(b.address) in spoken),
+        backends=sum(len(names & ports) * count for (family, ports), count in shapes.items() if family in spoken),
         # An address without ports takes an entry of its own.
         frontends=addresses * max(1, len(service.ports)) + node_ports * len(spoken),
         source_ranges=len(service.source_ranges) * len(service.ports) if service.load_balancer_ips else 0,

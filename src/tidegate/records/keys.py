@@ -113,6 +113,10 @@ class Keyspace:
     def identities_synced(self) -> str:
         return f"{self.prefix}identities/synced"
 
+    @property
+    def endpoints(self) -> str:
+        return f"{self.prefix}endpoints/"
+
     def endpoint(self, namespace: str, pod: str) -> str:
         return f"{self.prefix}endpoints/{namespace}/{pod}"
 

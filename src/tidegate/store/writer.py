@@ -25,9 +25,9 @@ class Writer:
         self._store = store
         self._prefixes = tuple(prefixes)
         self._rank = rank
-        self._stored: dict[str, bytes] = {}
         self._wanted: dict[str, bytes] = {}
-        self._dirty: set[str] = set()
+        # Where the store holds something else than what is wanted: what (None: nothing). All else is held once.
+        self._due: dict[str, bytes | None] = {}
         self._guard_key = guard_key
         self._last: int | None = None  # revision of the guard's last write
         self._sequence = 0
@@ -37,7 +37,7 @@ class Writer:
     @property
     def stored(self) -> Mapping[str, bytes]:
         """What the store holds, as far as is known: from `load`, and from what was written since."""
-        return self._stored
+        return _Stored(self._wanted, self._due)
 
     @property
     def wanted(self) -> Mapping[str, bytes]:
@@ -55,25 +55,27 @@ class Writer:
         stored: dict[str, bytes] = {}
         for prefix in self._prefixes:
             stored.update((await self._store.snapshot(prefix)).values)
-        self._stored = stored
-        self._dirty = {key for key in stored.keys() | self._wanted.keys() if stored.get(key) != self._wanted.get(key)}
+        self._due = {key: value for key, value in stored.items() if value != self._wanted.get(key)}
+        self._due.update((key, None) for key in self._wanted.keys() - stored.keys())
         self._doubtful = False
 
     def want(self, key: str, value: bytes | None) -> None:
         """`value` is to lie under `key`, or nothing (None)."""
+        held = self._due[key] if key in self._due else self._wanted.get(key)
+        if held == value:
+            self._due.pop(key, None)
+            value = held  # not a copy of it
+        else:
+            self._due[key] = held
         if value is None:
             self._wanted.pop(key, None)
         else:
             self._wanted[key] = value
-        if self._stored.get(key) == value:
-            self._dirty.discard(key)
-        else:
-            self._dirty.add(key)
 
     @property
     def pending(self) -> int:
         """Number of keys that differ."""
-        return len(self._dirty)
+        return len(self._due)
 
     async def flush(self, fence: Fence | None) -> int:
         """Writes the difference; returns how many keys it wrote. Raises FencedError, UnavailableError.
@@ -120,22 +122,16 @@ class Writer:
 
     def _settle(self, operation: Operation) -> None:
         value = operation.value if isinstance(operation, Put) else None
-        if value is None:
-            self._stored.pop(operation.key, None)
-        else:
-            self._stored[operation.key] = value
         # It may have been wanted otherwise while the transaction was under way: then it is due again, also where
         # `want` took it for stored because it went back to what was there before.
         if self._wanted.get(operation.key) == value:
-            self._dirty.discard(operation.key)
+            self._due.pop(operation.key, None)
         else:
-            self._dirty.add(operation.key)
+            self._due[operation.key] = value
 
     def _transactions(self) -> Iterator[list[Operation]]:
-        puts = sorted((key for key in self._dirty if key in self._wanted), key=lambda key: (self._rank(key), key))
-        deletes = sorted(
-            (key for key in self._dirty if key not in self._wanted), key=lambda key: (-self._rank(key), key)
-        )
+        puts = sorted((key for key in self._due if key in self._wanted), key=lambda key: (self._rank(key), key))
+        deletes = sorted((key for key in self._due if key not in self._wanted), key=lambda key: (-self._rank(key), key))
         operations: list[Operation] = [Put(key, self._wanted[key]) for key in puts]
         operations += [Delete(key) for key in deletes]
         chunk: list[Operation] = []
@@ -149,3 +145,24 @@ class Writer:
             size += cost
         if chunk:
             yield chunk
+
+
+class _Stored(Mapping[str, bytes]):
+    """What is wanted, but for what is due: there what the store holds."""
+
+    def __init__(self, wanted: Mapping[str, bytes], due: Mapping[str, bytes | None]) -> None:
+        self._wanted = wanted
+        self._due = due
+
+    def __getitem__(self, key: str) -> bytes:
+        value = self._due[key] if key in self._due else self._wanted.get(key)
+        if value is None:
+            raise KeyError(key)
+        return value
+
+    def __iter__(self) -> Iterator[str]:
+        yield from (key for key in self._wanted if key not in self._due)
+        yield from (key for key, value in self._due.items() if value is not None)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)

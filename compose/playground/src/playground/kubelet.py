@@ -4,7 +4,8 @@ import asyncio
 import os
 import signal
 import sys
-from contextlib import aclosing, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,11 +17,10 @@ from playground.network import create_pod, delete_pod
 from playground.shell import inside
 from tidegate.kube import objects
 from tidegate.kube.client import ApiError, KubeClient
-from tidegate.kube.watch import PODS, Changed, Deleted, Listed, Unreachable, list_watch
+from tidegate.kube.track import Key, track
+from tidegate.kube.watch import PODS, Invalid, Unreachable
 from tidegate.runtime.logging import get_logger
 from tidegate.runtime.retry import backoff
-
-Key = tuple[str, str]
 
 NOT_READY = "playground.tidegate.dev/ready"  # annotation: "false" makes a pod unready
 PATIENCE = 1.0  # seconds that open connections of a deleted pod have to end
@@ -53,6 +53,22 @@ class _Node:
         raise RuntimeError(f"{self.addresses.name}: all {LAST_POD - 1} pod addresses are taken")
 
 
+@dataclass(frozen=True)
+class _Wish:
+    """Handler of pod events: which pods are to be, by key; None: none."""
+
+    want: Callable[[Key, objects.Pod | None], None]
+
+    def changed(self, item: objects.Pod) -> None:
+        self.want(item.key, item)
+
+    def deleted(self, key: Key) -> None:
+        self.want(key, None)
+
+    def invalid(self, item: Invalid) -> None:
+        log.warning("pod not understood", namespace=item.namespace, pod=item.name, reason=item.reason)
+
+
 class Kubelet:
     def __init__(self, layout: Layout, api: KubeClient, nodes: list[NodeAddresses], dual_stack: bool) -> None:
         self._layout = layout
@@ -66,17 +82,8 @@ class Kubelet:
 
     async def run(self) -> None:
         """Never returns."""
-        async with asyncio.TaskGroup() as group, aclosing(list_watch(self._api, PODS)) as events:
-            async for event in events:
-                if isinstance(event, Listed):
-                    for key in self._wanted.keys() - event.items.keys():
-                        self._want(group, key, None)
-                    for key, pod in event.items.items():
-                        self._want(group, key, pod)
-                elif isinstance(event, Changed):
-                    self._want(group, event.item.key, event.item)
-                elif isinstance(event, Deleted):
-                    self._want(group, (event.namespace, event.name), None)
+        async with asyncio.TaskGroup() as group:
+            await track(self._api, PODS, _Wish(lambda key, pod: self._want(group, key, pod)), "kubelet", lambda _: None)
 
     def _want(self, group: asyncio.TaskGroup, key: Key, pod: objects.Pod | None) -> None:
         if pod is not None and pod.spec.node_name not in self._nodes:

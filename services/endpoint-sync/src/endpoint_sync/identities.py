@@ -29,8 +29,9 @@ class Identities:
             self._unused[number] = now
             self._put(number, identity)
 
-    def take(self, identity: Identity) -> int:
-        number = self._numbering.take(identity_content(identity))
+    def take(self, identity: Identity, content: bytes) -> int:
+        """`content` is the identity's (records.ids)."""
+        number = self._numbering.take(content)
         if number not in self._users:
             self._put(number, identity)
         self._users[number] = self._users.get(number, 0) + 1

@@ -1,8 +1,12 @@
 """API objects to records. Pure; what cannot be understood raises ObjectError with the reason."""
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import TypeVar, cast
 
+import msgspec
 from msgspec import structs
 
 from tidegate.kube import objects
@@ -25,13 +29,25 @@ class ObjectError(ValueError):
     """The object cannot be understood; the text says which field and why."""
 
 
-@dataclass(frozen=True, slots=True)
-class PodFacts:
+H = TypeVar("H", bound=Hashable)
+Labels = tuple[tuple[str, str], ...]  # sorted
+NamedPorts = tuple[tuple[str, tuple[int, int]], ...]  # name → (protocol, number), sorted
+
+_one_of_each = lru_cache(1 << 14)(lambda value: value)
+
+
+def shared(value: H) -> H:
+    """One object for equal ones, as far as they were asked for lately: pods of one workload are alike in most."""
+    return cast("H", _one_of_each(value))
+
+
+# A Struct, and without dictionaries: there are as many of them as pods.
+class PodFacts(msgspec.Struct, frozen=True, gc=False):
     """What matters of a pod. `addresses` is empty until it has one."""
 
     node: str
-    labels: dict[str, str]
-    ports: dict[str, tuple[int, int]]
+    labels: Labels
+    ports: NamedPorts
     addresses: tuple[bytes, ...]
     workload: tuple[str, str]
     uid: str
@@ -93,11 +109,11 @@ def pod_facts(pod: objects.Pod) -> PodFacts | None:
             if item.host_port:
                 host_ports.append(host_port(item, kind, number))
     return PodFacts(
-        node=pod.spec.node_name,
-        labels=dict(pod.labels),
-        ports=ports,
+        node=sys.intern(pod.spec.node_name),
+        labels=shared(tuple(sorted(pod.labels.items()))),
+        ports=shared(tuple(sorted(ports.items()))),
         addresses=tuple(dict.fromkeys(address(ip, "status.podIPs") for ip in ips)),
-        workload=workload(pod),
+        workload=shared(workload(pod)),
         uid=pod.metadata.uid,
         created=pod.metadata.creation_timestamp or "",
         terminating=pod.metadata.deletion_timestamp is not None,
@@ -123,13 +139,15 @@ def workload(pod: objects.Pod) -> tuple[str, str]:
     return owner.kind, owner.name
 
 
-def identity_of(namespace: str, facts: PodFacts, label_keys: frozenset[str], port_names: frozenset[str]) -> Identity:
+def identity_of(
+    namespace: str, labels: Labels, ports: NamedPorts, label_keys: frozenset[str], port_names: frozenset[str]
+) -> Identity:
     """`label_keys` and `port_names` are those that policies ask for (records.IdentityKeys)."""
     dropped = HIGH_CARDINALITY - label_keys
     return Identity(
         namespace=namespace,
-        labels={key: value for key, value in sorted(facts.labels.items()) if key not in dropped},
-        ports={name: where for name, where in sorted(facts.ports.items()) if name in port_names},
+        labels={key: value for key, value in labels if key not in dropped},
+        ports={name: where for name, where in ports if name in port_names},
     )
 
 
@@ -260,8 +278,8 @@ def _backend(packed: bytes, endpoint: objects.SliceEndpoint, ports: dict[str, in
         ready=ready,
         serving=ready if conditions.serving is None else conditions.serving,
         terminating=bool(conditions.terminating),
-        node=endpoint.node_name or "",
-        zone=endpoint.zone or "",
+        node=sys.intern(endpoint.node_name or ""),
+        zone=sys.intern(endpoint.zone or ""),
         for_zones=_names(endpoint.hints.for_zones) if endpoint.hints else (),
         for_nodes=_names(endpoint.hints.for_nodes) if endpoint.hints else (),
     )
@@ -273,6 +291,8 @@ def _names(hints: tuple[objects.Hint, ...] | None) -> tuple[str, ...]:
 
 def merge(backends: list[Backend]) -> Backend:
     """One address in several slices, as while a controller moves it: the more able state, and all ports."""
+    if len(backends) == 1:
+        return backends[0]
     best = max(backends, key=lambda b: (b.ready, b.serving, not b.terminating))
     ports = {name: number for backend in (*backends, best) for name, number in backend.ports.items()}
     return structs.replace(best, ports=ports)

@@ -2,16 +2,27 @@
 
 import time
 from collections.abc import Callable
+from functools import lru_cache
 
 from endpoint_sync.identities import Identities
-from endpoint_sync.normalise import ObjectError, PodFacts, identity_of, pod_facts
+from endpoint_sync.normalise import Labels, NamedPorts, ObjectError, PodFacts, identity_of, pod_facts
 from tidegate.kube import objects
 from tidegate.kube.track import Key
 from tidegate.kube.watch import Invalid
 from tidegate.records import Endpoint, Identity, IdentityKeys, RecordError, decode
+from tidegate.records.ids import identity_content
 from tidegate.store.publisher import Publisher
 
 KIND = "Pod"
+
+
+@lru_cache(1 << 14)
+def _identity(
+    namespace: str, labels: Labels, ports: NamedPorts, label_keys: frozenset[str], port_names: frozenset[str]
+) -> tuple[Identity, bytes]:
+    """And its content; made once for pods that are alike."""
+    identity = identity_of(namespace, labels, ports, label_keys, port_names)
+    return identity, identity_content(identity)
 
 
 class Pods:
@@ -28,7 +39,7 @@ class Pods:
         self._facts: dict[Key, PodFacts] = {}
         self._numbers: dict[Key, int] = {}
         self._kept: dict[Key, int] = {}  # not understood since the start → identity of its stored endpoint
-        self._by_address: dict[bytes, set[Key]] = {}
+        self._by_address: dict[bytes, tuple[Key, ...]] = {}  # most often one
 
     def changed(self, item: objects.Pod) -> None:
         try:
@@ -76,7 +87,8 @@ class Pods:
         try:
             identity = stored.get(keys.identity(decode(Endpoint, endpoint).identity))
             if identity is not None:
-                self._kept[key] = self._identities.take(decode(Identity, identity))
+                kept = decode(Identity, identity)
+                self._kept[key] = self._identities.take(kept, identity_content(kept))
         except RecordError as error:
             self._publisher.problem(KIND, *key, f"{reason}; nor can its stored records be read: {error}")
 
@@ -94,11 +106,12 @@ class Pods:
         old = before.addresses if before else ()
         for address in old:
             if address not in facts.addresses:
-                affected |= self._leave(address, key)
+                affected.update(self._leave(address, key))
         for address in facts.addresses:
-            sharing = self._by_address.setdefault(address, set())
-            sharing.add(key)
-            affected |= sharing
+            sharing = self._by_address.get(address, ())
+            if key not in sharing:
+                self._by_address[address] = (*sharing, key)
+            affected.update(sharing)
         for other in affected:
             self._publish(other)
 
@@ -113,17 +126,20 @@ class Pods:
             for other in self._leave(address, key):
                 self._publish(other)
 
-    def _leave(self, address: bytes, key: Key) -> set[Key]:
-        sharing = self._by_address[address]
-        sharing.discard(key)
-        if not sharing:
+    def _leave(self, address: bytes, key: Key) -> tuple[Key, ...]:
+        """Who else has the address."""
+        rest = tuple(other for other in self._by_address[address] if other != key)
+        if rest:
+            self._by_address[address] = rest
+        else:
             del self._by_address[address]
-        return sharing
+        return rest
 
     def _identify(self, key: Key, facts: PodFacts) -> bool:
         """Whether the pod has another identity now."""
         before = self._numbers.get(key)
-        after = self._identities.take(identity_of(key[0], facts, self._label_keys, self._port_names))
+        made = _identity(key[0], facts.labels, facts.ports, self._label_keys, self._port_names)
+        after = self._identities.take(*made)
         self._numbers[key] = after
         if before is not None:
             self._identities.release(before, self._clock())
@@ -136,7 +152,7 @@ class Pods:
             node=facts.node,
             identity=self._numbers[key],
             addresses=addresses,
-            ports=dict(sorted(facts.ports.items())),
+            ports=dict(facts.ports),
             host_ports=facts.host_ports,
             workload_kind=facts.workload[0],
             workload_name=facts.workload[1],
@@ -151,4 +167,5 @@ class Pods:
             facts = self._facts[key]
             return not facts.terminating, facts.created, key
 
-        return max(self._by_address[address], key=standing)
+        sharing = self._by_address[address]
+        return sharing[0] if len(sharing) == 1 else max(sharing, key=standing)

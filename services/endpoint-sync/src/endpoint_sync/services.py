@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 
 from msgspec import structs
 
+from endpoint_sync.backends import Backends, read_backends
 from endpoint_sync.capacity import Ledger
 from endpoint_sync.normalise import (
     ObjectError,
     ServiceFacts,
-    merge,
     node_record,
     service_facts,
     slice_backends,
@@ -19,13 +19,10 @@ from tidegate.kube import objects
 from tidegate.kube.events import Events, Notice
 from tidegate.kube.track import Key
 from tidegate.kube.watch import Invalid
-from tidegate.records import Backend, BackendShard, Service, ServicePort
-from tidegate.records.capacity import NOTHING, Amount, cost
-from tidegate.records.ids import Numbering, candidate, service_port_content
-from tidegate.records.shards import shard_count
+from tidegate.records import Backend, Service, ServicePort
+from tidegate.records.capacity import NOTHING, Amount, cost, cost_of_shapes
+from tidegate.records.ids import Numbering, service_port_content
 from tidegate.store.publisher import Publisher
-
-SHARD = 16  # backends: about 1 KB sent to each node when one of them changes
 
 
 class Nodes:
@@ -64,7 +61,7 @@ class Nodes:
 
 @dataclass
 class _State:
-    """One Service: whether it has frontends, and its backends by address, slice and shard."""
+    """One Service: whether it has frontends, and its backends."""
 
     record: Service | None = None
     uid: str = ""
@@ -72,16 +69,7 @@ class _State:
     kept: bool = False  # not understood since the start: its stored record stands for it
     cost: Amount = NOTHING
     refusal: str = ""  # why what is wanted is not published
-    sources: dict[bytes, dict[str, Backend]] = field(default_factory=dict)  # address → slice → backend
-    shards: list[dict[bytes, Backend]] = field(default_factory=lambda: [{}])
-    touched: set[int] = field(default_factory=set)  # shards that are not published as they are
-
-    @property
-    def size(self) -> int:
-        return len(self.sources)
-
-    def touch_all(self, at_least: int = 0) -> None:
-        self.touched.update(range(max(len(self.shards), at_least)))
+    backends: Backends = field(default_factory=Backends)
 
 
 # Stands for the slices whose backends are only known from the store.
@@ -95,8 +83,12 @@ class Published:
     """What the store holds of a Service."""
 
     record: Service | None
-    backends: dict[bytes, Backend]
-    shards: frozenset[int]
+    cost: Amount
+    shards: tuple[int, ...]
+
+
+def published(key: Key, record: Service | None, shards: Mapping[int, bytes]) -> Published:
+    return Published(record, cost(record, read_backends(key, shards).values()), tuple(shards))
 
 
 class Services:
@@ -132,7 +124,7 @@ class Services:
             state.understood = True
             self._publisher.problem(self.KIND, *item.key, state.refusal or None, held_back=bool(state.refusal))
         if (state.record is None) != (record is None) or state.kept:
-            state.touch_all()
+            state.backends.touch_all()
         state.record, state.uid, state.kept = record, item.metadata.uid, False
 
     def deleted(self, key: Key) -> None:
@@ -140,7 +132,7 @@ class Services:
         self._publisher.problem(self.KIND, *key, None)
         self._events.forget(*key)
         state.record, state.kept, state.understood, state.refusal = None, False, True, ""
-        state.touch_all()
+        state.backends.touch_all()
 
     def invalid(self, item: Invalid) -> None:
         self._refuse((item.namespace, item.name), item.reason)
@@ -151,7 +143,7 @@ class Services:
         self._publisher.problem(self.KIND, *key, reason)
         if state.record is None and not state.kept:
             state.kept = True
-            state.touch_all()
+            state.backends.touch_all()
 
     def _state(self, key: Key) -> _State:
         """Whoever asks for it changes it."""
@@ -171,54 +163,20 @@ class Services:
         )
         return structs.replace(facts.record, ports=ports)
 
-    def replace(self, key: Key, source: str, before: dict[bytes, Backend], after: dict[bytes, Backend]) -> None:
-        """A slice (`source`) of the Service has other backends than before."""
-        state = self._state(key)
-        changed = {a for a in before.keys() | after.keys() if before.get(a) != after.get(a)}
-        for address in changed:
-            by_slice = state.sources.setdefault(address, {})
-            if address in after:
-                by_slice[source] = after[address]
-            else:
-                by_slice.pop(source, None)
-            if not by_slice:
-                del state.sources[address]
-        self._reshard(state, changed)
-
-    def _reshard(self, state: _State, changed: set[bytes]) -> None:
-        count = shard_count(state.size, SHARD, len(state.shards))
-        if count != len(state.shards):
-            state.touch_all()
-            state.shards = [{} for _ in range(count)]
-            state.touch_all()
-            changed = set(state.sources)
-        state.touched |= self._place(state, changed)
-
-    def _place(self, state: _State, addresses: set[bytes]) -> set[int]:
-        touched = set()
-        for address in addresses:
-            index = shard_of(address, len(state.shards))
-            by_slice = state.sources.get(address)
-            backend = merge([by_slice[name] for name in sorted(by_slice)]) if by_slice else None
-            if state.shards[index].get(address) == backend:
-                continue
-            touched.add(index)
-            if backend is None:
-                del state.shards[index][address]
-            else:
-                state.shards[index][address] = backend
-        return touched
+    def replace(self, key: Key, source: str, after: Mapping[bytes, Backend]) -> None:
+        """A slice (`source`) of the Service has these backends now."""
+        self._state(key).backends.replace(source, after)
 
     def take_over(self, stored: Mapping[Key, Published]) -> None:
         """This is published; from now on `settle` decides about everything that changes, and first about all."""
         self._stored = dict(stored)
         self._unsettled = self._states.keys() | stored.keys()
-        self._ledger.reset({key: cost(known.record, known.backends.values()) for key, known in stored.items()})
+        self._ledger.reset({key: known.cost for key, known in stored.items()})
         self._refused.clear()
         self._events.forget_all()
         for key in self._unsettled:
             known = stored.get(key)
-            self._state(key).touch_all(max(known.shards, default=-1) + 1 if known else 0)
+            self._state(key).backends.touch_all(max(known.shards, default=-1) + 1 if known else 0)
 
     def settle(self) -> None:
         """Publishes what fits: first what needs no more than it has, then what grows, in the order of the names."""
@@ -243,7 +201,7 @@ class Services:
         record = state.record
         if state.kept and key in self._stored:
             record = self._stored[key].record
-        return cost(record, [backend for shard in state.shards for backend in shard.values()])
+        return cost_of_shapes(record, state.backends.shapes)
 
     def _hold(self, key: Key, reason: str) -> None:
         state = self._states[key]
@@ -262,7 +220,10 @@ class Services:
         """What the store holds of the Service is to stay; we may have led before, and wanted something else."""
         keys, known = self._publisher.keys, self._stored.get(key)
         stored = {keys.backends(*key, index) for index in known.shards} if known else set()
-        for each in (keys.service(*key), *(keys.backends(*key, index) for index in sorted(self._states[key].touched))):
+        for each in (
+            keys.service(*key),
+            *(keys.backends(*key, index) for index in sorted(self._states[key].backends.touched)),
+        ):
             self._publisher.put(each, None)
         for each in (keys.service(*key), *sorted(stored)):
             self._publisher.keep(each)
@@ -285,18 +246,10 @@ class Services:
             self._publisher.put(where, state.record)
             self._stored.pop(key, None)
         wanted = state.record is not None or state.kept
-        for index in state.touched:
-            members = state.shards[index] if wanted and index < len(state.shards) else {}
-            backends = tuple(members[address] for address in sorted(members))
-            record = BackendShard(backends=backends) if backends else None
+        for index, record in state.backends.touched_shards(wanted):
             self._publisher.put(self._publisher.keys.backends(*key, index), record)
-        state.touched.clear()
-        if not wanted and not state.sources:
+        if not wanted and not state.backends.slices:
             del self._states[key]
-
-
-def shard_of(address: bytes, count: int) -> int:
-    return candidate(address, 0) & (count - 1)
 
 
 class Slices:
@@ -307,11 +260,11 @@ class Slices:
     def __init__(self, publisher: Publisher, services: Services) -> None:
         self._publisher = publisher
         self._services = services
-        self._known: dict[Key, tuple[str, dict[bytes, Backend]]] = {}  # slice → Service, backends
-        self._stored: dict[Key, dict[bytes, Backend]] = {}  # Service → backends that the store had at the start
+        self._known: dict[Key, str] = {}  # slice → Service
+        self._stored: Mapping[Key, Mapping[int, bytes]] = {}  # Service → shards that the store had at the start
         self._standing_in: dict[Key, str] = {}  # slice not understood since the start → Service
 
-    def load(self, stored: dict[Key, dict[bytes, Backend]]) -> None:
+    def load(self, stored: Mapping[Key, Mapping[int, bytes]]) -> None:
         """What the store holds, for slices that cannot be understood from the start on."""
         self._stored = stored
 
@@ -340,14 +293,13 @@ class Slices:
             self._stand_in(key, service)
 
     def _set(self, key: Key, service: str, backends: dict[bytes, Backend]) -> None:
-        old_service, before = self._known.pop(key, ("", {}))
+        before = self._known.pop(key, "")
         if service:
-            self._known[key] = service, backends
-        if old_service and old_service != service:
-            self._services.replace((key[0], old_service), key[1], before, {})
-            before = {}
+            self._known[key] = service
+        if before and before != service:
+            self._services.replace((key[0], before), key[1], {})
         if service:
-            self._services.replace((key[0], service), key[1], before, backends)
+            self._services.replace((key[0], service), key[1], backends)
 
     def _stand_in(self, key: Key, service: str) -> None:
         """Lets the stored backends of `service` stand in for the slice `key`; an empty service ends that."""
@@ -356,6 +308,5 @@ class Slices:
             self._standing_in[key] = service
         for name in {before, service} - {""}:
             owner = key[0], name
-            stored = self._stored.get(owner, {})
             needed = any(k[0] == key[0] and s == name for k, s in self._standing_in.items())
-            self._services.replace(owner, STORED, stored if not needed else {}, stored if needed else {})
+            self._services.replace(owner, STORED, read_backends(owner, self._stored.get(owner, {})) if needed else {})

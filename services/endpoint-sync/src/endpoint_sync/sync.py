@@ -11,14 +11,13 @@ from msgspec import structs
 from endpoint_sync.identities import Identities
 from endpoint_sync.masquerade import CONFIG, MasqueradeConfig
 from endpoint_sync.pods import Pods
-from endpoint_sync.services import Nodes, Published, Services
+from endpoint_sync.services import Nodes, Published, Services, published
 from tidegate.kube.events import EventApi, Events
 from tidegate.kube.objects import Object
 from tidegate.kube.track import Handler, Key, track
 from tidegate.kube.watch import ENDPOINT_SLICES, NODES, PODS, SERVICES, Resource
 from tidegate.kube.watch import Api as ReadApi
 from tidegate.records import (
-    Backend,
     BackendShard,
     Capacity,
     Identity,
@@ -99,7 +98,7 @@ class EndpointSync:
         self._identities.load(stored.identities, time.monotonic())
         for content in stored.service_ports:
             self._service_ports.take(content)
-        self._services.slices.load(stored.backends)
+        self._services.slices.load(stored.shards)
 
     async def run(self, holder: str, ttl: int) -> None:
         """Never returns."""
@@ -162,15 +161,20 @@ class EndpointSync:
 
 
 class Stored:
-    """What an earlier run left in the store. What it cannot read is left out: it will be written anew."""
+    """What an earlier run left in the store. What it cannot read is left out: it will be written anew.
+
+    Backends are kept as they lie in the store, and read where they are needed.
+    """
 
     def __init__(self, keys: Keyspace, values: Mapping[str, bytes]) -> None:
         self.identities: dict[int, Identity] = {}
         self.service_ports: list[bytes] = []
         self.services: dict[Key, Service] = {}
-        self.shards: dict[Key, set[int]] = {}
-        self.backends: dict[Key, dict[bytes, Backend]] = {}
+        self.shards: dict[Key, dict[int, bytes]] = {}
         for key, value in values.items():
+            # There are as many endpoints as pods, and nothing is to be known of them.
+            if key.startswith(keys.endpoints):
+                continue
             parsed = keys.parse(key)
             if parsed is None:
                 continue
@@ -186,12 +190,10 @@ class Stored:
             service = self.services[name[0], name[1]] = decode(Service, value)
             self.service_ports += [service_port_content(name[0], name[1], port.name) for port in service.ports]
         elif kind is BackendShard:
-            self.shards.setdefault((name[0], name[1]), set()).add(int(name[2]))
-            into = self.backends.setdefault((name[0], name[1]), {})
-            into.update({backend.address: backend for backend in decode(BackendShard, value).backends})
+            self.shards.setdefault((name[0], name[1]), {})[int(name[2])] = value
 
     def published(self) -> dict[Key, Published]:
         return {
-            key: Published(self.services.get(key), self.backends.get(key, {}), frozenset(self.shards.get(key, ())))
+            key: published(key, self.services.get(key), self.shards.get(key, {}))
             for key in self.services.keys() | self.shards.keys()
         }

@@ -181,7 +181,7 @@ class PolicySync:
             tracker = Tracker(self._logging)
             async for event in events:
                 tracker.apply(event)
-                if isinstance(event, Listed) and ("", LOGGING_NAME) not in {*event.items, *event.invalid}:
+                if isinstance(event, Listed) and not tracker.knows(("", LOGGING_NAME)):
                     self._logging.absent()
                 self.publisher.changed()
 
