@@ -7,8 +7,9 @@ SOURCES := src services compose tests
 
 .PHONY: demo demo-down test bench bench-quick check-images lint format lock clean
 
+# DEMO_ARGS=--secure: with three members of etcd, TLS, and a role for each service.
 demo: $(VENV)/.installed
-	$(BIN)/tidegate demo
+	$(BIN)/tidegate demo $(DEMO_ARGS)
 
 demo-down: $(VENV)/.installed
 	$(BIN)/tidegate playground down

@@ -38,11 +38,10 @@ from tests.cluster.conftest import Cluster, until
 from playground.layout import EXTERNAL_ADDRESS, EXTERNAL_ADDRESS6, NodeAddresses
 from playground.shell import inside
 from tidegate.cli.cluster import Cluster as Records
-from tidegate.cli.cluster import load
+from tidegate.cli.cluster import load, playground_settings
 from tidegate.cli.ends import find_client, read_target
 from tidegate.cli.trace import Tracer, ask_agent
 from tidegate.records.addresses import pack_address, write_end
-from tidegate.runtime.settings import CommonSettings
 
 pytestmark = [pytest.mark.root, pytest.mark.cluster, pytest.mark.timeout(300)]
 
@@ -241,8 +240,7 @@ def test_row(asked: list[Asked], name: str) -> None:
 
 @pytest.fixture(scope="module")
 def recorded(cluster: Cluster, asked: list[Asked]) -> Records:
-    register = cluster.register
-    settings = CommonSettings(etcd=(register["etcd"],), cluster=register["cluster"])
+    settings = playground_settings(cluster.register)
     with click.Context(click.Command("trace")):
         return load(settings)
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -57,6 +58,33 @@ def test_the_shop_with_the_older_hooks() -> None:
         assert {cluster.status(node)["attached_by"] for node in cluster.nodes()} == {"clsact"}
         cluster.apply_shop()
         judge(cluster)
+    finally:
+        stop(cluster)
+
+
+def test_the_shop_with_etcd_as_on_a_cluster() -> None:
+    """Three members, TLS, a role for each service; one member after the other dies and comes back."""
+    cluster = start("s", "--nodes", "2", "--secure")
+    try:
+        certificates = cluster.layout.home / "etcd" / "certificates"
+        etcdctl = ["etcdctl", f"--endpoints={cluster.register['etcd']}", f"--cacert={certificates / 'ca.crt'}"]
+        user = [f"--cert={certificates / 'node-agent.crt'}", f"--key={certificates / 'node-agent.key'}"]
+        put = [*etcdctl, *user, "put", "/tidegate/playground/v1/nodes/x", "1"]
+        refused = subprocess.run(
+            put, env=os.environ | {"ETCDCTL_API": "3"}, capture_output=True, text=True, check=False
+        )
+        assert "permission denied" in refused.stderr
+        assert subprocess.run(etcdctl + put[-3:], capture_output=True, check=False).returncode != 0
+        cluster.apply_shop()
+        judge(cluster)
+        for member in ("etcd-0", "etcd-1", "etcd-2"):
+            dead = cluster.pid(member)
+            os.kill(dead, signal.SIGKILL)
+            cluster.kubectl("apply", "-f", str(shop() / "policies.yaml"))
+            as_documented(cluster, True, ipv6=False)
+            cluster.kubectl("delete", "-f", str(shop() / "policies.yaml"))
+            as_documented(cluster, False, ipv6=False)
+            until(f"{member} is back", lambda m=member, d=dead: cluster.pid(m) != d)  # type: ignore[misc]
     finally:
         stop(cluster)
 

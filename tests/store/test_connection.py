@@ -52,7 +52,7 @@ async def test_names_are_resolved_and_kept_for_the_certificate() -> None:
     (literal,) = await resolve(parse_endpoint("127.0.0.1:2379"))
     assert literal.name is None
     (path,) = await resolve(parse_endpoint("unix:///a/b"))
-    assert (path.uri, path.name) == ("unix:/a/b", None)
+    assert (path.uri, path.name) == ("unix:/a/b", "localhost")
     with pytest.raises(UnavailableError, match=r"no-such-host\.invalid"):
         await resolve(parse_endpoint("no-such-host.invalid:1"))
 

@@ -141,7 +141,27 @@ def resolve(common: CommonSettings) -> CommonSettings:
     known = playground()
     if not known.get("etcd"):
         return common
-    return replace(common, etcd=(known["etcd"],), cluster=known.get("cluster", common.cluster))
+    found = playground_settings(known)
+    return replace(
+        common,
+        etcd=found.etcd,
+        cluster=found.cluster,
+        etcd_ca=found.etcd_ca,
+        etcd_cert=found.etcd_cert,
+        etcd_key=found.etcd_key,
+    )
+
+
+def playground_settings(known: Mapping[str, Any], endpoint: str = "etcd") -> CommonSettings:
+    """How to read the etcd of a playground, by its register. `endpoint`: "etcd", or "etcd_unix" for any namespace."""
+    files = {name: Path(path) for name, path in known.get("etcd_files", {}).items()}
+    return CommonSettings(
+        cluster=known["cluster"],
+        etcd=tuple(known[endpoint].split(",")),
+        etcd_ca=files.get("etcd_ca"),
+        etcd_cert=files.get("etcd_cert"),
+        etcd_key=files.get("etcd_key"),
+    )
 
 
 class UnreadableError(click.ClickException):

@@ -129,7 +129,7 @@ class Target:
 async def resolve(endpoint: Endpoint) -> list[Target]:
     """The addresses of an endpoint, in the resolver's order. Raises UnavailableError for a name without any."""
     if endpoint.port is None:
-        return [Target(f"unix:{endpoint.host}", None)]
+        return [Target(f"unix:{endpoint.host}", "localhost")]  # as etcd's own clients have it
     try:
         found = await asyncio.get_running_loop().getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_STREAM)
     except OSError as error:

@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from signal import SIGCONT, SIGKILL, SIGTERM, Signals
 
@@ -25,12 +26,45 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-class EtcdProcess:
-    """One etcd in `directory` (data, log, socket). Data is not synced to disk: it holds nothing that matters."""
+@dataclass(frozen=True, slots=True)
+class EtcdFiles:
+    """PEM files with which etcd serves TLS, to clients and to other members, and wants a certificate of everybody.
 
-    def __init__(self, directory: Path, port: int | None = None, options: Sequence[str] = ()) -> None:
+    `client_certificate` and `client_key` are shown by who asks whether it answers.
+    """
+
+    ca: Path
+    certificate: Path
+    key: Path
+    client_certificate: Path
+    client_key: Path
+
+    @property
+    def flags(self) -> list[str]:
+        own = {"cert-file": self.certificate, "key-file": self.key, "trusted-ca-file": self.ca}
+        files = {**own, **{f"peer-{name}": path for name, path in own.items()}}
+        return ["--client-cert-auth", "--peer-client-cert-auth", *(f"--{name}={path}" for name, path in files.items())]
+
+
+class EtcdProcess:
+    """One etcd in `directory` (data, log, socket). Data is not synced to disk: it holds nothing that matters.
+
+    `members` are those of its cluster, itself included; set it before the first start.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        port: int | None = None,
+        options: Sequence[str] = (),
+        name: str = "private",
+        files: EtcdFiles | None = None,
+    ) -> None:
         """`options` are further flags of etcd, which may also repeat (and so override) those set here."""
         self.directory = directory
+        self.members: Sequence[EtcdProcess] = (self,)
+        self.name = name
+        self._files = files
         self._options = options
         self.port = port or free_port()
         self._peer = free_port()
@@ -46,6 +80,14 @@ class EtcdProcess:
         return f"unix://{self.directory / SOCKET}"
 
     @property
+    def _http(self) -> str:
+        return "https" if self._files else "http"
+
+    @property
+    def peer_url(self) -> str:
+        return f"{self._http}://127.0.0.1:{self._peer}"
+
+    @property
     def data(self) -> Path:
         return self.directory / "data"
 
@@ -59,18 +101,19 @@ class EtcdProcess:
         program = shutil.which("etcd")
         if program is None:
             raise StoreError("etcd not found: install Debian's etcd-server")
-        client, peer = f"http://{self.endpoint}", f"http://127.0.0.1:{self._peer}"
+        client, secure = f"{self._http}://{self.endpoint}", "s" if self._files else ""
         return [
             program,
             "--data-dir=data",
-            "--name=private",
-            f"--listen-client-urls={client},unix://{SOCKET}",
+            f"--name={self.name}",
+            f"--listen-client-urls={client},unix{secure}://{SOCKET}",
             f"--advertise-client-urls={client}",
-            f"--listen-peer-urls={peer}",
-            f"--initial-advertise-peer-urls={peer}",
-            f"--initial-cluster=private={peer}",
+            f"--listen-peer-urls={self.peer_url}",
+            f"--initial-advertise-peer-urls={self.peer_url}",
+            f"--initial-cluster={','.join(f'{each.name}={each.peer_url}' for each in self.members)}",
             "--unsafe-no-fsync",
             "--log-level=error",
+            *(self._files.flags if self._files else []),
             *self._options,
         ]
 
@@ -83,7 +126,7 @@ class EtcdProcess:
             self._process = subprocess.Popen(  # noqa: ASYNC220  # a spawn takes a millisecond
                 self.command(), cwd=self.directory, stdout=output, stderr=output, start_new_session=True
             )
-        store = EtcdStore(CommonSettings(etcd=(self.endpoint,)))
+        store = EtcdStore(self._settings())
         backoff = Backoff()
         try:
             async with asyncio.timeout(PATIENCE):
@@ -95,6 +138,17 @@ class EtcdProcess:
             raise StoreError(f"etcd does not answer at {self.endpoint}: {log.read_text()[-2000:]}") from error
         finally:
             await store.close()
+
+    def _settings(self) -> CommonSettings:
+        if self._files is None:
+            return CommonSettings(etcd=(self.endpoint,))
+        files = self._files
+        return CommonSettings(
+            etcd=(self.endpoint,),
+            etcd_ca=files.ca,
+            etcd_cert=files.client_certificate,
+            etcd_key=files.client_key,
+        )
 
     async def _answers(self, store: EtcdStore) -> bool:
         try:

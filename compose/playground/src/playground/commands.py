@@ -46,6 +46,7 @@ def _fail(text: str) -> None:
 @click.option("--sync-replicas", default=1, type=click.IntRange(1, 5), show_default=True)
 @click.option("--attach", type=click.Choice(["auto", "tcx", "clsact"]), default="auto", show_default=True)
 @click.option("--socket-lb", type=click.Choice(["all", "node"]), default="all", show_default=True)
+@click.option("--secure", is_flag=True, help="As in a cluster: three members of etcd, TLS, a role for each service.")
 @click.pass_obj
 def up(
     layout: Layout,
@@ -57,6 +58,7 @@ def up(
     sync_replicas: int,
     attach: str,
     socket_lb: str,
+    secure: bool,
 ) -> None:
     """Starts a playground; what an earlier one left is removed first.
 
@@ -71,7 +73,7 @@ def up(
         _detach(layout)
         return
     slices = not no_endpointslice_controller
-    options = Options(nodes, kubeconfig, dual_stack, slices, sync_replicas, attach, socket_lb=socket_lb)
+    options = Options(nodes, kubeconfig, dual_stack, slices, sync_replicas, attach, socket_lb=socket_lb, secure=secure)
     configure("info", None, "playground")
     sys.exit(asyncio.run(supervise(lambda _: _up(layout, options), grace=30.0)))
 

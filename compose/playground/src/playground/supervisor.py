@@ -13,6 +13,7 @@ import aiohttp
 
 from playground.cleanup import clean
 from playground.endpointslices import Controller
+from playground.etcd import Etcd
 from playground.kubelet import Kubelet
 from playground.layout import CLUSTER, SERVICE_CIDR, SERVICE_CIDR6, Layout, NodeAddresses
 from playground.network import create_segment
@@ -25,7 +26,7 @@ from tidegate.kube.client import KubeClient
 from tidegate.kube.watch import Unreachable
 from tidegate.runtime.logging import get_logger
 from tidegate.runtime.retry import Backoff, backoff
-from tidegate.store.local import EtcdProcess, free_port
+from tidegate.store.local import free_port
 
 log = get_logger()
 
@@ -45,6 +46,7 @@ class Options:
     attach: str = "auto"
     lease: int = 3
     socket_lb: str = "all"
+    secure: bool = False  # three members of etcd, TLS, and a role for each service
 
 
 async def mount_bpffs() -> None:
@@ -59,7 +61,7 @@ class Supervisor:
         self._say = say
         self._nodes = [NodeAddresses(index) for index in range(1, options.nodes + 1)]
         self._register: Register
-        self._etcd: EtcdProcess
+        self._etcd: Etcd
         self.kubeconfig = layout.kubeconfig
 
     @property
@@ -77,7 +79,7 @@ class Supervisor:
         self._register.note(supervisor=os.getpid(), nodes=[node.name for node in self._nodes], cluster=CLUSTER)
         self._register.process("supervisor", os.getpid())
         async with AsyncExitStack() as stack:
-            self._etcd = EtcdProcess(layout.home / "etcd")
+            self._etcd = Etcd(layout.home / "etcd", secure=self._options.secure)
             self._say("starting etcd and the API server, laying out the network")
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._start_etcd())
@@ -92,10 +94,8 @@ class Supervisor:
 
     async def _start_etcd(self) -> None:
         await self._etcd.start()
-        self._register.process("etcd", self._etcd.pid)
-
-    async def _keep_etcd(self) -> None:
-        await self._etcd.keep(lambda: self._register.process("etcd", self._etcd.pid))
+        for name, process in self._etcd.members.items():
+            self._register.process(name, process.pid)
 
     async def _start_real_api(self) -> RealApiServer | None:
         """The API server that is not ours: the one of --kubeconfig, or one from KUBEBUILDER_ASSETS."""
@@ -113,7 +113,8 @@ class Supervisor:
         return server
 
     async def _run_all(self, group: asyncio.TaskGroup, ready: Callable[[], None], own_api: bool) -> None:
-        group.create_task(self._keep_etcd())
+        for name, process in self._etcd.members.items():
+            group.create_task(process.keep(lambda n=name, p=process: self._register.process(n, p.pid)))  # type: ignore[misc]
         # They need etcd only, and the longest time: each compiles its programs.
         self._start_agents(group)
         if own_api:
@@ -131,7 +132,11 @@ class Supervisor:
             group.create_task(Controller(api).run())
         await self._until_ready()
         self._register.note(
-            ready=True, etcd=self._etcd.endpoint, etcd_unix=self._etcd.unix, kubeconfig=str(self.kubeconfig)
+            ready=True,
+            etcd=self._etcd.endpoint,
+            etcd_unix=self._etcd.unix,
+            etcd_files=self._etcd.files("root"),
+            kubeconfig=str(self.kubeconfig),
         )
         ready()
 
@@ -168,7 +173,7 @@ class Supervisor:
                 command = [
                     str(programs / f"tidegate-{service}"),
                     *common,
-                    f"--etcd={self._etcd.unix}",
+                    *self._etcd.flags(service),
                     f"--kubeconfig={self.kubeconfig}",
                     f"--lease={self._options.lease}",
                     f"--http-socket={self.service_socket(name)}",
@@ -185,7 +190,7 @@ class Supervisor:
                 f"--cluster={CLUSTER}",
                 "--listen=",
                 f"--node={node.name}",
-                f"--etcd={self._etcd.unix}",
+                *self._etcd.flags("node-agent"),
                 f"--bpffs={self._layout.bpffs / node.name}",
                 f"--state={self._layout.node_state(node.name)}",
                 f"--cgroup={cgroup}",

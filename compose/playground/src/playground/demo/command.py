@@ -7,7 +7,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
@@ -15,15 +15,17 @@ from rich.table import Table
 
 from playground.demo.reach import Expected, Matrix, Target, differences, measure, own, probe, read_expected, targets
 from playground.detached import NotUpError, start
-from playground.layout import CLUSTER, Layout
+from playground.layout import Layout
 from playground.machine import check_machine
 from playground.processes import read_register, ways_in
 from playground.shell import CommandError, run
 from tidegate.cli import agents
-from tidegate.cli.cluster import read_all
+from tidegate.cli.cluster import playground_settings, read_all
 from tidegate.records import Rules
 from tidegate.runtime.errors import SettingsError
-from tidegate.runtime.settings import CommonSettings
+
+if TYPE_CHECKING:
+    from tidegate.runtime.settings import CommonSettings
 
 PATIENCE = 60.0  # seconds for the shop to come up
 CONNECTIONS = 30  # to each ClusterIP
@@ -48,8 +50,9 @@ def kubectl() -> str:
 
 
 class Demo:
-    def __init__(self, layout: Layout, console: Console) -> None:
+    def __init__(self, layout: Layout, console: Console, secure: bool) -> None:
         self.layout = layout
+        self.secure = secure
         self.console = console
         self.failures: list[str] = []
         self.settings: CommonSettings  # to read etcd by
@@ -97,9 +100,9 @@ class Demo:
     def _start(self) -> None:
         with self.console.status("starting the playground …"):
             check_machine()
-            register = start(self.layout, ["up", "--nodes", "3"])
+            register = start(self.layout, ["up", "--nodes", "3", *(["--secure"] if self.secure else [])])
         self.say(ways_in(register))
-        self.settings = CommonSettings(cluster=CLUSTER, etcd=(register["etcd_unix"],))
+        self.settings = playground_settings(register, "etcd_unix")
 
     async def _apply_shop(self, expected: Expected) -> tuple[dict[str, str], list[Target]]:
         with self.console.status("applying the shop …"):
@@ -251,13 +254,14 @@ def _is_ready(pod: dict[str, Any]) -> bool:
 
 
 @click.command()
-def demo() -> None:
+@click.option("--secure", is_flag=True, help="With three members of etcd, TLS, and a role for each service.")
+def demo(secure: bool) -> None:
     """Starts a playground, applies a shop and its policies, and shows what they do. Leaves the cluster up."""
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=200)
     try:
-        code = asyncio.run(Demo(Layout(), console).run())
+        code = asyncio.run(Demo(Layout(), console, secure).run())
     except (DemoError, CommandError, NotUpError, SettingsError) as error:
         raise click.ClickException(str(error)) from error
     except KeyboardInterrupt:
