@@ -1,4 +1,4 @@
-"""The processes that make the load: `load.c`, compiled when it is needed, each end in a place of its own.
+"""The processes that make the load: `load.c` and `flood.c`, compiled when it is needed, each end in a place of its own.
 
 Both ends of a pair run on one CPU, so that a rate says what an exchange costs in all; and in the real-time class, so
 that other processes of the machine do not count.
@@ -16,7 +16,7 @@ from tests.bpf.topology import Namespace
 
 Kind = Literal["connections", "requests"]
 
-SOURCE = Path(__file__).with_name("load.c")
+SOCKETS, FLOOD = (Path(__file__).with_name(name) for name in ("load.c", "flood.c"))
 PRIORITY = 1
 # $0 is the cgroup.
 JOIN = 'echo 0 > "$0/cgroup.procs" && exec "$@"'
@@ -26,16 +26,16 @@ class LoadError(Exception):
     """An end of the load failed; the text says where and why."""
 
 
-def compile_load(directory: Path) -> Path:
+def compile_load(directory: Path, source: Path = SOCKETS) -> Path:
     """Raises LoadError."""
-    program = directory / "load"
-    command = ["gcc", "-O2", "-Wall", "-Wextra", "-Werror", "-o", str(program), str(SOURCE)]
+    program = directory / source.stem
+    command = ["gcc", "-O2", "-Wall", "-Wextra", "-Werror", "-o", str(program), str(source)]
     try:
         done = subprocess.run(command, check=False, capture_output=True, text=True)
     except FileNotFoundError as error:
         raise LoadError("gcc not found: install the packages gcc and libc6-dev") from error
     if done.returncode:
-        raise LoadError(f"{SOURCE.name} does not compile:\n{done.stderr}")
+        raise LoadError(f"{source.name} does not compile:\n{done.stderr}")
     return program
 
 
@@ -72,15 +72,20 @@ class Load:
 
     def rate(self, kind: Kind, place: Place, address: str, port: int, milliseconds: int) -> float:
         """How many a second, in one run of about that long. Raises LoadError."""
-        process = self._start(place, kind, address, str(port), str(milliseconds))
+        count, nanoseconds = self.counts(place, kind, address, str(port), str(milliseconds))
+        return count / nanoseconds * 1e9
+
+    def counts(self, place: Place, *words: str) -> tuple[int, int]:
+        """The two numbers that the program prints at its end. Raises LoadError."""
+        process = self._start(place, *words)
         try:
             output, trouble = process.communicate()
         finally:
             process.kill()
         if process.returncode:
-            raise LoadError(f"{place.namespace.name}: {kind} to {address} port {port}: {trouble.strip()}")
+            raise LoadError(f"{place.namespace.name}: {' '.join(words)}: {trouble.strip()}")
         count, nanoseconds = map(int, output.split())
-        return count / nanoseconds * 1e9
+        return count, nanoseconds
 
     def _start(self, place: Place, *words: str) -> subprocess.Popen[str]:
         command = ["taskset", "-c", str(self.cpu), "chrt", "-f", str(PRIORITY), str(self.program), *words]

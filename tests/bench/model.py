@@ -20,14 +20,28 @@ class Comparison(msgspec.Struct, frozen=True):
     goal: float | None = None  # at least
 
 
+class Limit(msgspec.Struct, frozen=True):
+    """`subject` is a series; less `against`, where there is one: of samples of equal index, taken next to each other.
+
+    Without a goal it is a figure beside those that have one.
+    """
+
+    subject: str
+    against: str = ""
+    at_most: float | None = None
+    at_least: float | None = None
+    unit: str = ""  # where it is not that of the result
+
+
 class Result(msgspec.Struct, frozen=True):
-    """`series`: what was measured → its samples, in the order of time."""
+    """`series`: what was measured → its samples, in the order of time. There are comparisons, or limits, or neither."""
 
     name: str
     what: str
     unit: str
     series: dict[str, tuple[float, ...]]
     comparisons: tuple[Comparison, ...] = ()
+    limits: tuple[Limit, ...] = ()
 
 
 class Run(msgspec.Struct, frozen=True):
@@ -40,7 +54,8 @@ class Run(msgspec.Struct, frozen=True):
 @dataclass(frozen=True, slots=True)
 class Size:
     """How much of it: `services` present, `rounds` of all subjects in turn, each for `milliseconds`; of programs
-    `batches` of so many `repeats`."""
+    `batches` of so many `repeats`; of the policy log and of agents' starts `runs`, logging for `log_milliseconds`;
+    `scale` of the population (tests.scale)."""
 
     name: str
     services: int
@@ -48,14 +63,47 @@ class Size:
     milliseconds: int
     batches: int
     repeats: int
+    runs: int
+    log_milliseconds: int
+    scale: float
 
 
 SIZES = {
     size.name: size
     for size in (
-        Size("smoke", services=20, rounds=1, milliseconds=10, batches=1, repeats=100),
-        Size("quick", services=10_000, rounds=12, milliseconds=200, batches=7, repeats=5000),
-        Size("full", services=10_000, rounds=60, milliseconds=300, batches=31, repeats=10_000),
+        Size(
+            "smoke",
+            services=20,
+            rounds=1,
+            milliseconds=10,
+            batches=1,
+            repeats=100,
+            runs=1,
+            log_milliseconds=200,
+            scale=1 / 250,
+        ),
+        Size(
+            "quick",
+            services=10_000,
+            rounds=12,
+            milliseconds=200,
+            batches=7,
+            repeats=5000,
+            runs=2,
+            log_milliseconds=5000,
+            scale=1,
+        ),
+        Size(
+            "full",
+            services=10_000,
+            rounds=60,
+            milliseconds=300,
+            batches=31,
+            repeats=10_000,
+            runs=6,
+            log_milliseconds=10_000,
+            scale=1,
+        ),
     )
 }
 

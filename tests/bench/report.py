@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from tests.bench.model import Result, Run
-from tests.bench.stats import Estimate, estimate, ratio, verdict
+from tests.bench.model import Limit, Result, Run
+from tests.bench.stats import Estimate, difference, estimate, ratio, verdict, verdict_below
 
 BEGIN, END = "<!-- bench: {} -->", "<!-- /bench -->"
 
@@ -18,11 +18,13 @@ class Table(NamedTuple):
 def tables(run: Run) -> dict[str, Table]:
     """Name, as in the page's marks → table. Those without rows are left out."""
     compared = [result for result in run.results if result.comparisons]
-    others = [result for result in run.results if not result.comparisons]
+    limited = [result for result in run.results if result.limits]
+    others = [result for result in run.results if not (result.comparisons or result.limits)]
     found = {
         "ratios": Table("Ratios", ("", "", "ratio", "95 % interval", "goal", ""), list(_ratios(compared))),
         "rates": _rates(compared),
         "programs": _side_by_side(others),
+        "limits": Table("Limits", ("", "", "", "interval", "goal", ""), list(_limits(limited))),
         "machine": Table("Machine", ("", ""), [*run.machine.items(), ("when", run.when), ("size", run.size)]),
     }
     return {name: table for name, table in found.items() if table.rows}
@@ -35,6 +37,29 @@ def _ratios(results: Sequence[Result]) -> Iterator[tuple[str, ...]]:
             goal = ("", "") if compared.goal is None else (f"≥ {compared.goal:g}", verdict(found, compared.goal))
             interval = f"{found.low:.3f} … {found.high:.3f}"
             yield result.name, f"{compared.subject} ÷ {compared.against}", f"{found.value:.3f}", interval, *goal
+
+
+def _limits(results: Sequence[Result]) -> Iterator[tuple[str, ...]]:
+    for result in results:
+        for limit in result.limits:
+            found = difference(result.series[limit.subject], result.series.get(limit.against))
+            subject = f"{limit.subject} − {limit.against}" if limit.against else limit.subject
+            what = f"{result.what}: {subject}, {limit.unit or result.unit}"
+            interval = f"{_figure(found.low)} … {_figure(found.high)}"
+            yield result.name, what, _figure(found.value), interval, *_goal(limit, found)
+
+
+def _goal(limit: Limit, found: Estimate) -> tuple[str, str]:
+    if limit.at_most is not None:
+        return f"≤ {limit.at_most:g}", verdict_below(found, limit.at_most)
+    if limit.at_least is not None:
+        return f"≥ {limit.at_least:g}", verdict(found, limit.at_least)
+    return "", ""
+
+
+def _figure(value: float) -> str:
+    """Three digits that count, at least."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def _rates(results: Sequence[Result]) -> Table:

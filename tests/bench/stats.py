@@ -40,8 +40,22 @@ def ratio(subject: Sequence[float], against: Sequence[float]) -> Estimate:
     return estimate([one / other for one, other in zip(subject, against, strict=True)])
 
 
+def difference(subject: Sequence[float], against: Sequence[float] | None = None) -> Estimate:
+    """Of the differences of pairs; without `against`, of the samples themselves."""
+    if against is None:
+        return estimate(subject)
+    return estimate([one - other for one, other in zip(subject, against, strict=True)])
+
+
 def verdict(found: Estimate, goal: float) -> str:
     """A goal is met, or missed, where the whole interval says so."""
     if found.low >= goal:
         return "met"
     return "missed" if found.high < goal else "open"
+
+
+def verdict_below(found: Estimate, goal: float) -> str:
+    """The same for what is to be at most so much."""
+    if found.high <= goal:
+        return "met"
+    return "missed" if found.low > goal else "open"

@@ -1,5 +1,6 @@
 """The bench measures what it says: its figures are made of many packets, and come out as tables. No speeds."""
 
+import asyncio
 import dataclasses
 import re
 from collections.abc import Iterator
@@ -7,8 +8,9 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from tests.bench import kubeproxy, programs, traffic
-from tests.bench.model import SIZES, Comparison, Measurement, Result, Run
+from tests.bench import coldstart, kubeproxy, policylog, programs, traffic
+from tests.bench.load import LoadError
+from tests.bench.model import SIZES, Comparison, Limit, Measurement, Result, Run
 from tests.bench.population import Spec, fill
 from tests.bench.report import fill_page, markdown, tables
 from tests.bench.run import names
@@ -16,6 +18,7 @@ from tests.bench.stats import Estimate, estimate, ratio, verdict
 from tests.bench.worlds import Worlds, worlds
 from tests.bpf.conftest import COMPILED
 from tests.bpf.kernel import Loaded
+from tests.scale.population import Population
 
 SMOKE = SIZES["smoke"]
 
@@ -72,6 +75,61 @@ def test_a_packet_that_goes_another_way_is_no_figure(setting: Worlds) -> None:
             programs.measure(stand, dataclasses.replace(wrong, action=2), SMOKE, lambda: None)
 
 
+@pytest.fixture(scope="module")
+def logging() -> Iterator[policylog.Stand]:
+    with policylog.stand(SMOKE, COMPILED) as built:
+        yield built
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("measurement", policylog.MEASUREMENTS, ids=lambda one: one.name)
+def test_the_policy_log(logging: policylog.Stand, measurement: Measurement[policylog.Stand]) -> None:
+    """The log tells of every packet, or there is no figure."""
+    steps: list[None] = []
+    result = measurement.run(logging, SMOKE, lambda: steps.append(None))
+    assert len(steps) == measurement.steps(SMOKE)
+    assert {limit.subject for limit in result.limits} <= result.series.keys()
+    assert all(figure > 0 for samples in result.series.values() for figure in samples)
+
+
+@pytest.mark.root
+def test_packets_of_which_the_log_does_not_tell_are_no_figure(
+    logging: policylog.Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(policylog, "PATIENCE", 10.0)
+    denied_as_if_allowed = dataclasses.replace(policylog.KINDS[1], disposition="allow")
+    with pytest.raises(LoadError, match="packets went, and the log tells of"):
+        policylog.Round(logging, denied_as_if_allowed, SMOKE.log_milliseconds).run(0, on=True)
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("measurement", coldstart.MEASUREMENTS, ids=lambda one: one.name)
+def test_cold_starts(cold: coldstart.Filled, measurement: Measurement[coldstart.Filled]) -> None:
+    steps: list[None] = []
+    result = measurement.run(cold, SMOKE, lambda: steps.append(None))
+    assert len(steps) == measurement.steps(SMOKE)
+    assert {limit.subject for limit in result.limits} == result.series.keys()
+    assert all(figure > 0 for samples in result.series.values() for figure in samples)
+
+
+@pytest.fixture(scope="module")
+def cold() -> Iterator[coldstart.Filled]:
+    with coldstart.filled(SMOKE, COMPILED) as built:
+        yield built
+
+
+@pytest.mark.root
+def test_a_cold_start_ends_with_everything_in_the_maps(cold: coldstart.Filled) -> None:
+    """In this kernel's maps, which were empty."""
+    population = Population(SMOKE.scale)
+    for cluster, pods in ((coldstart.SERVICES, 0), (coldstart.ALL, population.pod_count)):
+        found = asyncio.run(coldstart.start(cold, cluster))
+        assert found.status["problems"] == {}
+        assert found.entries["backends"] >= 26 * population.service_count
+        assert found.entries["endpoints"] >= pods
+        assert sum(found.status["map_writes"].values()) == sum(found.entries.values()), "each is written once"
+
+
 ESTIMATES = [
     ([5.0], Estimate(5, 5, 5)),
     ([3.0, 1.0, 2.0, 9.0, 4.0], Estimate(3, 1, 9)),  # too few to leave any out
@@ -125,6 +183,18 @@ RUN = Run(
             "connections", "pod to pod", "1/s", {"x": (10.0, 22.0), "y": (10.0, 20.0)}, (Comparison("x", "y", 1.2),)
         ),
         Result("programs", "IPv4", "ns", {"from_pod": (100.0, 102.0)}),
+        Result(
+            "start",
+            "agent's start",
+            "s",
+            {"on": (3.0, 3.5), "off": (1.0, 1.25), "memory": (1234.0,)},
+            limits=(
+                Limit("on", "off", at_most=2.0),
+                Limit("on", at_least=3.0),
+                Limit("memory", at_most=300, unit="MB"),
+                Limit("off"),
+            ),
+        ),
     ),
 )
 
@@ -134,6 +204,12 @@ def test_a_run_becomes_tables() -> None:
     assert found["ratios"].rows == [("connections", "x ÷ y", "1.050", "1.000 … 1.100", "≥ 1.2", "missed")]
     assert found["rates"].rows == [("connections", "pod to pod, 1/s", "16", "15")]
     assert found["programs"].rows == [("from_pod", "101 (100 … 102)")]
+    assert found["limits"].rows == [
+        ("start", "agent's start: on − off, s", "2.12", "2 … 2.25", "≤ 2", "open"),
+        ("start", "agent's start: on, s", "3.25", "3 … 3.5", "≥ 3", "met"),
+        ("start", "agent's start: memory, MB", "1,234", "1,234 … 1,234", "≤ 300", "missed"),
+        ("start", "agent's start: off, s", "1.12", "1 … 1.25", "", ""),
+    ]
     assert ("kernel", "6.18") in found["machine"].rows
 
 
@@ -154,5 +230,5 @@ def test_names_are_told_apart() -> None:
 
 def test_the_page_has_a_place_for_every_table() -> None:
     page = (Path(__file__).parents[2] / "docs" / "performance.md").read_text()
-    assert re.findall(r"<!-- bench: (\w+) -->", page) == ["machine", "ratios", "rates", "programs"]
-    assert sorted(tables(RUN)) == sorted(["machine", "ratios", "rates", "programs"])
+    assert re.findall(r"<!-- bench: (\w+) -->", page) == ["machine", "ratios", "rates", "programs", "limits"]
+    assert sorted(tables(RUN)) == sorted(["machine", "ratios", "rates", "programs", "limits"])

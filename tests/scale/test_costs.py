@@ -1,0 +1,195 @@
+"""What an agent's view of a large cluster costs, counted in calls of functions: of the whole in proportion to it, of a
+change in proportion to the change."""
+
+import sys
+from collections.abc import Callable
+from functools import cache
+from types import FrameType
+from typing import Any
+
+import pytest
+from tests.node_agent.world import MAPS
+from tests.scale.population import REGION, Population
+from tests.scale.records import identity_of, records
+
+from node_agent.entries import Entries
+from node_agent.table import ORDER, Step, Tables
+from node_agent.view import View
+from tidegate.records import (
+    Backend,
+    BackendShard,
+    Endpoint,
+    Keyspace,
+    Node,
+    PeerShard,
+    Record,
+    Rules,
+    Subject,
+    decode,
+    encode,
+)
+from tidegate.records.addresses import pack_address
+from tidegate.records.ids import Numbering, identity_content
+from tidegate.store import Delete, Operation, Put
+
+KEYS = Keyspace("scale")
+SMALL, LARGE = 1 / 20, 1 / 10
+OWN = 1  # number of the node whose agent it is
+LINEAR = 1.15  # by how much the cost of an entry may differ between the two sizes
+MORE = 20  # calls that a change in the larger cluster may cost beyond those in the smaller one
+NEW_POD, NEW_ADDRESS = ("ns-000", "new"), "10.255.0.1"
+
+
+def calls(work: Callable[[], Any]) -> int:
+    """How many functions of Python's it calls, and how often generators go on."""
+    count = 0
+
+    def told(_frame: FrameType, event: str, _argument: Any) -> None:
+        nonlocal count
+        count += event == "call"
+
+    sys.setprofile(told)
+    try:
+        work()
+    finally:
+        sys.setprofile(None)
+    return count
+
+
+class Loaded:
+    """An agent's pure part, and how much it cost to bring it to the whole cluster."""
+
+    def __init__(self, scale: float) -> None:
+        self.population = Population(scale)
+        self.values = dict(records(self.population, KEYS))
+        node = self.population.node(OWN)
+        self.tables = Tables({name: {} for name in ORDER})
+        self.view = View(node.name, KEYS, self.tables, Entries(MAPS))
+        self.host: tuple[dict[bytes, int], frozenset[bytes]] = {}, frozenset([pack_address(node.address)])
+        self.view.set_host(*self.host)
+        self.steps: list[Step] = []
+        self.read = calls(lambda: self.view.snapshot(self.values))
+        self.written = calls(self.write)
+        self.first = self.steps
+
+    def write(self) -> None:
+        self.view.set_host(*self.host)
+        self.steps = self.tables.plan()
+        for step in self.steps:
+            self.tables.done(step.map, step.puts, step.deletes)
+
+    def change(self, *operations: Operation) -> tuple[int, int]:
+        """Calls, and entries written or removed."""
+
+        def work() -> None:
+            self.view.batch(operations)
+            self.write()
+
+        cost = calls(work)
+        return cost, sum(len(step.puts) + len(step.deletes) for step in self.steps)
+
+    def record(self, kind: type[Record], key: str) -> Any:
+        return decode(kind, self.values[key])
+
+
+@cache
+def loaded(scale: float) -> Loaded:
+    return Loaded(scale)
+
+
+def entries(of: Loaded) -> int:
+    return sum(len(step.puts) for step in of.first)
+
+
+def test_the_whole_is_read_and_written_in_proportion() -> None:
+    small, large = loaded(SMALL), loaded(LARGE)
+    assert large.read / len(large.values) < LINEAR * small.read / len(small.values)
+    assert large.written / entries(large) < LINEAR * small.written / entries(small)
+
+
+def test_the_whole_goes_to_each_map_at_once() -> None:
+    """A step is a batch update of the kernel, or a few."""
+    large = loaded(LARGE)
+    names = [step.map for step in large.first]
+    assert len(set(names)) == len(names)
+    assert not any(step.deletes for step in large.first)
+    held = {name: len(large.tables.have(name)) for name in ORDER}
+    population = large.population
+    assert held["endpoints"] == population.pod_count + population.node_count
+    assert held["services"] >= population.service_count
+    assert held["backends"] >= 26 * population.service_count
+    assert held["subjects"] == len({pod.workload.index for pod in population.pods() if pod.node.index == OWN})
+
+
+def pod_comes(of: Loaded) -> list[Operation]:
+    identity = next(of.population.workloads())
+    number = Numbering().take(identity_content(identity_of(identity)))
+    record = Endpoint(node="node-00000", identity=number, addresses=(pack_address(NEW_ADDRESS),), uid="new")
+    return [Put(KEYS.endpoint(*NEW_POD), encode(record))]
+
+
+def pod_goes(_: Loaded) -> list[Operation]:
+    return [Delete(KEYS.endpoint(*NEW_POD))]
+
+
+def node_gets_another_address(of: Loaded) -> list[Operation]:
+    node = of.population.node(2)
+    record = Node(addresses=tuple(map(pack_address, (node.address, "192.0.2.1"))), zone=node.zone, region=REGION)
+    return [Put(KEYS.node(node.name), encode(record))]
+
+
+def backend_goes(of: Loaded) -> list[Operation]:
+    service = next(of.population.services())
+    where = service.workload.namespace.name, service.name
+    shard: BackendShard = of.record(BackendShard, KEYS.backends(*where, 0))
+    return [Put(KEYS.backends(*where, 0), encode(BackendShard(backends=shard.backends[1:])))]
+
+
+def backend_comes(of: Loaded) -> list[Operation]:
+    service = next(of.population.services())
+    where = service.workload.namespace.name, service.name
+    shard: BackendShard = of.record(BackendShard, KEYS.backends(*where, 0))
+    more = Backend(address=pack_address(NEW_ADDRESS), ports={service.port_name: service.target})
+    return [Put(KEYS.backends(*where, 0), encode(BackendShard(backends=(*shard.backends, more))))]
+
+
+def identity_comes(of: Loaded) -> list[Operation]:
+    """It joins a set that is in use here, and is judged by rules that are known."""
+    rules = next(policy for policy in map(of.view.policy.rules_of, _policies(of)) if policy and policy.rules)
+    group = next(group for rule in rules.rules for group in rule.sets)
+    key = KEYS.peers(group, 0)
+    shard: PeerShard = of.record(PeerShard, key)
+    joined = PeerShard(members=tuple(sorted((*shard.members, 999))))
+    return [Put(key, encode(joined)), Put(KEYS.subject(999), encode(Subject(policy=_policies(of)[0])))]
+
+
+def rules_change(of: Loaded) -> list[Operation]:
+    """Of an identity that has pods here: its subject is led to others."""
+    here = (pod.workload for pod in of.population.pods() if pod.node.index == OWN)
+    workload = next(workload for workload in here if workload.serves and workload.name != "app-0")
+    subject = Numbering().take(identity_content(identity_of(workload)))
+    changed = Rules(ingress_isolated=True)
+    return [Put(KEYS.rules(77), encode(changed)), Put(KEYS.subject(subject), encode(Subject(policy=77)))]
+
+
+def _policies(of: Loaded) -> list[int]:
+    return sorted({decode(Subject, of.values[KEYS.subject(number)]).policy for number in of.view.policy.subjects})
+
+
+CHANGES = (
+    pod_comes,
+    pod_goes,
+    node_gets_another_address,
+    backend_goes,
+    backend_comes,
+    identity_comes,
+    rules_change,
+)
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+def test_a_change_costs_what_changes(change: Callable[[Loaded], list[Operation]]) -> None:
+    small, large = (of.change(*change(of)) for of in (loaded(SMALL), loaded(LARGE)))
+    assert large[1], "it reaches the maps"
+    assert large[1] <= 12
+    assert large[0] <= small[0] * LINEAR + MORE
