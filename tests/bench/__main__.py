@@ -16,6 +16,7 @@ from tests.bench.programs import PathError
 from tests.bench.report import fill_page, tables
 from tests.bench.run import names, run
 from tests.bench.worlds import SetupError
+from tests.scale.syncstart import ProcessError
 
 WIDTH = 160  # of tables in a file
 
@@ -49,7 +50,7 @@ def run_(size: str, only: tuple[str, ...], output: Path | None) -> None:
 
         try:
             done = run(SIZES[size], only, began)
-        except (SetupError, LoadError, PathError, OSError) as error:
+        except (SetupError, LoadError, PathError, ProcessError, OSError) as error:
             raise click.ClickException(str(error)) from error
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)

@@ -55,7 +55,7 @@ class Run(msgspec.Struct, frozen=True):
 class Size:
     """How much of it: `services` present, `rounds` of all subjects in turn, each for `milliseconds`; of programs
     `batches` of so many `repeats`; of the policy log and of agents' starts `runs`, logging for `log_milliseconds`;
-    `scale` of the population (tests.scale)."""
+    `scale` of the population (tests.scale); `watches` of nodes, which are told of changes for as long as is logged."""
 
     name: str
     services: int
@@ -66,6 +66,7 @@ class Size:
     runs: int
     log_milliseconds: int
     scale: float
+    watches: int
 
 
 SIZES = {
@@ -81,6 +82,7 @@ SIZES = {
             runs=1,
             log_milliseconds=200,
             scale=1 / 250,
+            watches=10,
         ),
         Size(
             "quick",
@@ -92,6 +94,7 @@ SIZES = {
             runs=2,
             log_milliseconds=5000,
             scale=1,
+            watches=1000,
         ),
         Size(
             "full",
@@ -103,6 +106,7 @@ SIZES = {
             runs=6,
             log_milliseconds=10_000,
             scale=1,
+            watches=2000,
         ),
     )
 }

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from tests.bench import coldstart, policylog, programs, traffic
+from tests.bench import coldstart, fanout, policylog, programs, syncstart, traffic
 from tests.bench.machine import describe
 from tests.bench.model import Measurement, Result, Run, Size, Suite, Tick
 from tests.bench.worlds import worlds
@@ -14,6 +14,8 @@ SUITES: tuple[Suite[Any], ...] = (
     Suite("datapath", worlds, (*traffic.MEASUREMENTS, *programs.MEASUREMENTS)),
     Suite("policy log", policylog.stand, policylog.MEASUREMENTS),
     Suite("cold start", coldstart.filled, coldstart.MEASUREMENTS),
+    Suite("start of the services", syncstart.starts, syncstart.MEASUREMENTS),
+    Suite("fan-out", fanout.directory, fanout.MEASUREMENTS),
 )
 
 Began = Callable[[str, int], Tick]  # a stage with so many steps begins; returns what is to be called after each of them

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from tests.bench import coldstart, kubeproxy, policylog, programs, traffic
+from tests.bench import coldstart, fanout, kubeproxy, policylog, programs, syncstart, traffic
 from tests.bench.load import LoadError
 from tests.bench.model import SIZES, Comparison, Limit, Measurement, Result, Run
 from tests.bench.population import Spec, fill
@@ -128,6 +128,32 @@ def test_a_cold_start_ends_with_everything_in_the_maps(cold: coldstart.Filled) -
         assert found.entries["backends"] >= 26 * population.service_count
         assert found.entries["endpoints"] >= pods
         assert sum(found.status["map_writes"].values()) == sum(found.entries.values()), "each is written once"
+
+
+@pytest.fixture(scope="module")
+def services() -> Iterator[syncstart.Starts]:
+    with syncstart.starts(SMOKE) as made:
+        yield made
+
+
+@pytest.mark.parametrize("measurement", syncstart.MEASUREMENTS, ids=lambda one: one.name)
+def test_starts_of_the_services(services: syncstart.Starts, measurement: Measurement[syncstart.Starts]) -> None:
+    steps: list[None] = []
+    result = measurement.run(services, SMOKE, lambda: steps.append(None))
+    assert len(steps) == measurement.steps(SMOKE)
+    assert {limit.subject for limit in result.limits} == result.series.keys()
+    (written,) = result.series[syncstart.WRITES]
+    assert (written > 0) == measurement.name.endswith("empty")
+
+
+@pytest.mark.parametrize("measurement", fanout.MEASUREMENTS, ids=lambda one: one.name)
+def test_fan_out(tmp_path: Path, measurement: Measurement[Path]) -> None:
+    """Every node is told of every change, also of those made while none was connected."""
+    steps: list[None] = []
+    result = measurement.run(tmp_path, SMOKE, lambda: steps.append(None))
+    assert len(steps) == measurement.steps(SMOKE)
+    assert {limit.subject for limit in result.limits} == result.series.keys()
+    assert result.series[fanout.MISSED] == (0,)
 
 
 ESTIMATES = [

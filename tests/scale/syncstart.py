@@ -26,9 +26,14 @@ from tidegate.store.etcd import EtcdStore
 from tidegate.store.local import EtcdProcess
 
 KEYS = Keyspace("scale")
+EMPTY, COMPLETE = STATES = "empty", "complete"  # of etcd, when a service starts
 SERVICES = {"endpoint-sync": "endpoint_sync", "policy-sync": "policy_sync"}
 TICKS = os.sysconf("SC_CLK_TCK")
 PATIENCE = 900.0  # seconds
+
+
+class ProcessError(Exception):
+    """A process ended that should not; the text is the end of what it said."""
 
 
 class Start(NamedTuple):
@@ -36,7 +41,7 @@ class Start(NamedTuple):
 
     service: str
     scale: float
-    state: str  # of etcd before: empty or complete
+    state: str  # of etcd before, as far as it is this service's
     seconds: float
     cpu: float  # seconds
     peak: float  # MB RSS
@@ -46,8 +51,9 @@ class Start(NamedTuple):
 
 @asynccontextmanager
 async def process(command: Sequence[str], log: Path) -> AsyncIterator[asyncio.subprocess.Process]:
+    """A process that takes orders; what it says on standard error is in the log."""
     with log.open("ab") as output:
-        started = await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=output, stderr=output)
+        started = await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE, stderr=output)
     try:
         yield started
     finally:
@@ -64,7 +70,7 @@ async def cluster(scale: float, directory: Path) -> AsyncIterator[tuple[Path, as
     async with process(command, directory / "cluster.log") as running:
         while not kubeconfig.exists():
             if running.returncode is not None:
-                raise RuntimeError((directory / "cluster.log").read_text())
+                raise ProcessError((directory / "cluster.log").read_text()[-2000:])
             await asyncio.sleep(0.05)
         yield kubeconfig, running
 
@@ -92,7 +98,7 @@ def usage(pid: int) -> tuple[float, float]:
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     peak = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
-    return (int(fields[11]) + int(fields[12])) / TICKS, peak / 1024
+    return (int(fields[11]) + int(fields[12])) / TICKS, peak * 1024 / 1e6
 
 
 async def start(service: str, scale: float, state: str, kubeconfig: Path, etcd: EtcdProcess, log: Path) -> Start:
@@ -108,7 +114,7 @@ async def start(service: str, scale: float, state: str, kubeconfig: Path, etcd: 
             )
             seconds = time.monotonic() - began
             if waiting not in done:
-                raise RuntimeError(f"{service} ended: {log.read_text()[-2000:]}")
+                raise ProcessError(f"{service} ended: {log.read_text()[-2000:]}")
             cpu, peak = usage(running.pid)
             after = await store.snapshot(KEYS.root)
         changed = [key for key, value in after.values.items() if before.values.get(key) != value]
@@ -122,11 +128,11 @@ async def start(service: str, scale: float, state: str, kubeconfig: Path, etcd: 
 async def measure(scale: float, services: Sequence[str], directory: Path) -> AsyncIterator[Start]:
     etcd = EtcdProcess(directory / "etcd", options=["--quota-backend-bytes=8000000000"])
     async with AsyncExitStack() as stack:
-        await etcd.start()
         stack.callback(etcd.stop)
+        await etcd.start()
         kubeconfig, _ = await stack.enter_async_context(cluster(scale, directory))
         for service in services:
-            for state in ("empty", "complete"):
+            for state in STATES:
                 yield await start(service, scale, state, kubeconfig, etcd, directory / f"{service}.log")
 
 
