@@ -10,10 +10,13 @@ import msgspec
 
 from tidegate.kube import objects
 from tidegate.kube.objects import Object
+from tidegate.runtime import metrics
 from tidegate.runtime.logging import get_logger
 from tidegate.runtime.retry import Backoff
 
 T = TypeVar("T", bound=Object)
+
+RELISTS = metrics.counter("api_relists", "Kinds listed anew because the API server could not go on.", ("kind",))
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +188,7 @@ async def list_watch(api: Api, resource: Resource[T]) -> AsyncGenerator[Event[T]
                         yield event
         except GoneError as error:
             log.info("listing again", reason=str(error))
+            RELISTS.labels(resource.kind).inc()
             version = ""
         except NotServed as error:
             if not resource.optional:

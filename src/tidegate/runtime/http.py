@@ -8,6 +8,8 @@ from pathlib import Path
 
 import msgspec
 from aiohttp import web
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from tidegate.runtime import metrics
 from tidegate.runtime.errors import SettingsError
@@ -53,6 +55,17 @@ class Health:
         return {name: READY if trouble is None else trouble for name, trouble in troubles.items()}
 
 
+class _Readiness(Collector):
+    def __init__(self, health: Health) -> None:
+        self._health = health
+
+    def collect(self) -> Iterable[Metric]:
+        ready = GaugeMetricFamily("tidegate_ready", "1 for what is there, 0 for what is missing.", labels=["component"])
+        for component, answer in self._health.report().items():
+            ready.add_metric([component], answer == READY)
+        return [ready]
+
+
 @dataclass(frozen=True, slots=True)
 class Serving:
     """Where the server listens: the TCP port it got (None without one), and the Unix socket."""
@@ -63,6 +76,7 @@ class Serving:
 
 def application(health: Health, routes: Iterable[web.AbstractRouteDef] = ()) -> web.Application:
     """The aiohttp application that `serve` runs."""
+    readiness = _Readiness(health)
 
     async def healthz(_request: web.Request) -> web.Response:
         # Alive means that the event loop turns; what the service lacks to do its work is the business of /readyz.
@@ -73,7 +87,7 @@ def application(health: Health, routes: Iterable[web.AbstractRouteDef] = ()) -> 
         return web.Response(body=body, status=200 if health.is_ready else 503, content_type="application/json")
 
     async def show_metrics(_request: web.Request) -> web.Response:
-        return web.Response(body=metrics.exposition(), headers={"Content-Type": metrics.CONTENT_TYPE})
+        return web.Response(body=metrics.exposition(readiness), headers={"Content-Type": metrics.CONTENT_TYPE})
 
     app = web.Application()
     app.add_routes(

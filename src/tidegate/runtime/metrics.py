@@ -17,6 +17,7 @@ from prometheus_client import (
     generate_latest,
 )
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.registry import Collector
 
 REGISTRY: Final = CollectorRegistry(auto_describe=True)
 ProcessCollector(registry=REGISTRY)
@@ -51,6 +52,9 @@ def histogram(
     return Histogram(name, text, labels, namespace=NAMESPACE, unit=unit, registry=REGISTRY, buckets=tuple(buckets))
 
 
-def exposition() -> bytes:
-    """All metrics in the text format (content type: CONTENT_TYPE)."""
-    return generate_latest(REGISTRY)
+def exposition(*more: Collector) -> bytes:
+    """All metrics in the text format (content type: CONTENT_TYPE), and what these collectors have."""
+    beside = CollectorRegistry()
+    for collector in more:
+        beside.register(collector)
+    return generate_latest(REGISTRY) + generate_latest(beside)

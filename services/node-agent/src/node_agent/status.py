@@ -49,6 +49,15 @@ def events_lost(agent: Agent) -> dict[str, int]:
     return {name: opened.sums(index)["packets"] for index, name in enumerate(names)}
 
 
+def repaired(agent: Agent) -> int:
+    return agent.attachments.repairs + agent.upkeep.repairs
+
+
+def problems_of(agent: Agent) -> dict[str, str]:
+    """What → why it is not as it should be."""
+    return {**agent.view.problems, **agent.host_problems}
+
+
 class KernelCollector(Collector):
     """Reads the kernel's counters when Prometheus asks, and not before."""
 
@@ -83,7 +92,11 @@ class KernelCollector(Collector):
         audit = GaugeMetricFamily("tidegate_audit", "1 for what is in audit on this node.", labels=["scope"])
         for scope in in_audit(self._agent):
             audit.add_metric([scope], 1)
-        return [packets, size, verdicts, audit, entries, capacity, lost, refused]
+        repairs = CounterMetricFamily("tidegate_repairs", "Programs, guard, forwarding: taken away, put back.")
+        repairs.add_metric([], repaired(self._agent))
+        problems = GaugeMetricFamily("tidegate_node_problems", "How many things `tidegate status` names on this node.")
+        problems.add_metric([], len(problems_of(self._agent)))
+        return [packets, size, verdicts, audit, entries, capacity, lost, refused, repairs, problems]
 
 
 async def fullness(agent: Agent) -> dict[str, dict[str, Any]]:
@@ -125,7 +138,7 @@ async def status(agent: Agent, health: Health, node: str) -> dict[str, Any]:
         "digest": agent.manifest.digest,
         "attached_by": "tcx" if agent.attachments.tcx else "clsact",
         "devices": {str(index): name for index, name in sorted(agent.attachments.devices.items())},
-        "repairs": agent.attachments.repairs + agent.upkeep.repairs,
+        "repairs": repaired(agent),
         "guard": guard,
         "sockets_freed": agent.releaser.freed,
         "map_writes_total": agent.written.total(),
@@ -145,7 +158,7 @@ async def status(agent: Agent, health: Health, node: str) -> dict[str, Any]:
         },
         "policy_log": agent.policy_log.bits,
         "events_lost": events_lost(agent),
-        "problems": {**agent.view.problems, **agent.host_problems},
+        "problems": problems_of(agent),
         "memory_mib": round(resident_memory() / MIB, 1),
     }
 
