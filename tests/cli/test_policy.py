@@ -25,6 +25,7 @@ from tidegate.cli.portsets import EVERYTHING, OTHERS, PortSet, of_ranges
 from tidegate.cli.reach import Party, Reach, parties
 from tidegate.cli.root import tidegate
 from tidegate.cli.sides import Sides
+from tidegate.records import Endpoint
 from tidegate.records.addresses import pack_address, unpack_address
 
 WEB, DB = match(app="web"), match(app="db")
@@ -152,6 +153,17 @@ def test_what_a_change_would_do_in_audit(tmp_path: Path) -> None:
     assert diff("closed in audit", "closed") == {"closed": "everything"}
     assert diff("closed", "closed in audit") == {"opened": "everything"}
     assert diff("closed in audit", "open in audit") == {}
+
+
+def test_who_has_no_rules_is_closed_in_audit_as_well() -> None:
+    """A pod of an identity of which policy-sync has said nothing yet."""
+    values = asyncio.run(records_of([AUDITED, *OBJECTS[1:], CLOSED], KEYS.cluster))
+    known = parse(KEYS, values)
+    db = known.all(Endpoint)["shop", "db"].identity
+    closed = parse(KEYS, {key: value for key, value in values.items() if key != KEYS.subject(db)})
+    source, target = (parties([known])[name][0] for name in ("pay/job", "shop/db"))
+    assert Reach(known).ports(source, target) == EVERYTHING
+    assert not Reach(closed).ports(source, target)
 
 
 def test_templates_stand_for_their_pods_and_what_is_refused_is_told(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ async def fill(api: KubeClient) -> None:
     await api.merge("/api/v1/nodes/n1/status", {"status": node("n1", "192.168.0.1")["status"]})
     for name, labels in (("shop", {}), ("pay", {"team": "a"})):
         await api.create("/api/v1/namespaces", namespace(name, **labels))
-    for where, ip in (("shop/web", "10.0.0.1"), ("shop/db", "10.0.0.2"), ("pay/job", "10.0.0.3")):
+    for where, ip in (("shop/web", "10.0.0.1"), ("shop/db", "10.0.0.2"), ("pay/job", "10.0.0.3"), ("pay/new", "")):
         made = pod(where, ip, {"app": where.partition("/")[2]})
         home, name = where.split("/")
         spec = {"nodeName": "n1", "containers": [{"name": "c", "image": "i"}], "automountServiceAccountToken": False}
@@ -89,6 +89,8 @@ def check(directory: Path, config: Path) -> None:
         ("shop/web", "shop/db"): {"opened": "everything"},
         ("shop/db", "shop/web"): {"closed": "everything"},
     }
+    result = call("explain", f"--kubeconfig={config}", "--from=pay/new", "--to=shop/db", "--port=80")
+    assert "no endpoint pay/new" in result.output  # it has no address yet
     result = call("explain", f"--kubeconfig={config}", "--from=pay/job", "--to=shop/db", "--port=80")
     assert (result.exit_code, result.output.splitlines()[0]) == (0, "pay/job -> shop/db TCP 80: allowed")
 

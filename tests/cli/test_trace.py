@@ -1,6 +1,7 @@
 """`tidegate services trace`: from the answers of agents and the records to what a client would see."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import click
@@ -12,7 +13,7 @@ from tidegate.cli.cluster import Cluster, parse
 from tidegate.cli.ends import Client, find_client, read_target
 from tidegate.cli.root import tidegate
 from tidegate.cli.trace import Answer, Trace, Tracer
-from tidegate.records import Endpoint, Node, Rules, Subject, encode
+from tidegate.records import Endpoint, NamespaceAudit, Node, Rules, Subject, encode
 from tidegate.records.addresses import pack_address
 
 VIP = "10.96.0.5:5432"
@@ -90,6 +91,21 @@ def test_a_backend_whose_policy_denies_it(cluster: Cluster) -> None:
     assert (node.made, node.reason) == (False, "POLICY_INGRESS")
     own = traced(cluster, Agents(n1_socket=answered("chosen", "10.1.0.3")), "n1")
     assert own.made, "its own node reaches every pod"
+
+
+def test_what_is_denied_passes_in_audit(cluster: Cluster) -> None:
+    """At the node of whose policies it is: db-1's, not the client's."""
+
+    def ask(*audited: str, state: Cluster = cluster) -> Trace:
+        agents = Agents(n2_socket=answered("chosen", "10.1.0.3"))
+        return Tracer(state, agents, find_client(state, "n2", None), read_target(VIP), audited).run()
+
+    assert not ask("n2").made
+    found = ask("n1")
+    assert (found.made, found.reason, found.result) == (True, "", "connected to shop/db-1 (10.1.0.3:5432)")
+    assert "denied, but passes: node n1 is in audit" in found.ways[0].policies[0].text
+    audited = parse(KEYS, {KEYS.namespace_audit("shop"): encode(NamespaceAudit(enabled=True))})
+    assert ask(state=replace(cluster, by_kind={**cluster.by_kind, **audited.by_kind})).made
 
 
 def test_some_backends_allow_it_and_some_do_not(cluster: Cluster) -> None:

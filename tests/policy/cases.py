@@ -86,7 +86,7 @@ peers = st.booleans().flatmap(lambda addresses: blocks() if addresses else by_po
 protocols = st.sampled_from(["TCP", "UDP", "SCTP"])
 by_number: st.SearchStrategy[Object] = st.one_of(
     st.fixed_dictionaries({"protocol": protocols, "port": st.sampled_from([53, 80, 8080, 8081, 9100])}),
-    st.fixed_dictionaries({"port": st.just(80), "endPort": st.integers(80, 9000)}),
+    st.fixed_dictionaries({"port": st.just(80), "endPort": st.sampled_from([80, 443, 8080, 8081, 9000])}),
     st.fixed_dictionaries({"protocol": protocols}),
 )
 by_name: st.SearchStrategy[Object] = st.fixed_dictionaries(

@@ -208,12 +208,12 @@ FAULTS = [
         "[self._policies[key] for key in selecting[-1:]]",
     ),
     Fault("a namespace relabelled changes nothing", f"{SYNC}/sync.py", "self._peers.namespace_changed(name)", "pass"),
-    Fault("a policy that is gone stays", f"{SYNC}/policies.py", "self._subjects.set_policy(key, None)", "pass"),
+    Fault("a policy that is gone stays", f"{SYNC}/policies.py", "self._enforce(key, None)", "pass"),
     Fault(
         "labels of high cardinality are not asked for",
         f"{SYNC}/policies.py",
-        "return policy.label_keys & HIGH_CARDINALITY, policy.port_names",
-        "return frozenset(), policy.port_names",
+        "return frozenset((*labels, *((PORT,",
+        "return frozenset((*(), *((PORT,",
     ),
     # The agent.
     Fault(
@@ -253,7 +253,6 @@ def run(fault: Fault, copy: Path) -> str:
     """After how many cases the test failed, or that it did not."""
     changed = copy / fault.file
     text = (ROOT / fault.file).read_text()
-    assert text.count(fault.old) == 1, f"{fault.name}: {text.count(fault.old)} such places in {fault.file}"
     changed.write_text(text.replace(fault.old, fault.new))
     paths = [copy / "services/policy-sync/src", copy / "services/node-agent/src"]
     environment = {
@@ -277,6 +276,9 @@ def run(fault: Fault, copy: Path) -> str:
 
 def main() -> None:
     wanted = sys.argv[1:]
+    for fault in FAULTS:
+        count = (ROOT / fault.file).read_text().count(fault.old)
+        assert count == 1, f"{fault.name}: {count} such places in {fault.file}"
     with tempfile.TemporaryDirectory(prefix="tgt-faults-") as name:
         copy = Path(name)
         for part in ("bpf", "services"):
