@@ -17,9 +17,9 @@ from tidegate.cli.root import tidegate
 from tidegate.records import Keyspace
 from tidegate.records.grants import WRITTEN
 from tidegate.runtime.settings import CommonSettings
-from tidegate.store import Put, Snapshot, StoreError, UnavailableError
+from tidegate.store import Batch, Put, Snapshot, StoreError, UnavailableError
 from tidegate.store.etcd import EtcdStore
-from tidegate.store.local import EtcdProcess, free_port
+from tidegate.store.local import EtcdFiles, EtcdProcess, free_port
 
 KEYS = Keyspace("default")
 SERVICES = tuple(WRITTEN)
@@ -161,6 +161,51 @@ async def test_writers_lead_by_their_own_key(open_as: Open) -> None:
             term = await store.campaign(KEYS.leader(writer), "me", 5)
             await store.transact([Put(KEYS.synced(writer), b"1")], fence=term.fence)
             await term.resign()
+
+
+async def failure(store: EtcdStore) -> str:
+    with pytest.raises(UnavailableError) as caught:
+        await store.snapshot(KEYS.prefix)
+    return str(caught.value)
+
+
+async def test_certificates_are_replaced_without_a_restart(tmp_path: Path) -> None:
+    """Another CA, and all that it signs: etcd starts anew with them, the follower goes on."""
+    first, second, used = (tmp_path / name for name in ("first", "second", "used"))
+    for directory in (first, second):
+        script = await asyncio.create_subprocess_exec(SCRIPT, directory, "127.0.0.1", stdout=subprocess.DEVNULL)
+        assert await script.wait() == 0
+    used.symlink_to(first)
+    own = EtcdFiles(*(used / name for name in ("ca.crt", "member.crt", "member.key", "root.crt", "root.key")))
+    etcd = EtcdProcess(tmp_path / "etcd", files=own)
+    await etcd.start()
+    store = EtcdStore(
+        CommonSettings(
+            etcd=(etcd.endpoint,),
+            etcd_ca=used / "ca.crt",
+            etcd_cert=used / "node-agent.crt",
+            etcd_key=used / "node-agent.key",
+        )
+    )
+    try:
+        async with asyncio.timeout(60), aclosing(store.follow(KEYS.prefix)) as changes:
+            assert isinstance(await anext(changes), Snapshot)
+            etcd.kill()
+            beside = tmp_path / "beside"
+            beside.symlink_to(second)
+            beside.replace(used)
+            await etcd.start()
+            await store.transact([Put(KEYS.node("new"), b"1")])
+            change = await anext(changes)
+            assert isinstance(change, Batch)
+            assert change.operations == [Put(KEYS.node("new"), b"1")]
+            used.unlink()  # and while there are none it says so
+            etcd.kill()
+            while "ca.crt: cannot be read" not in await failure(store):
+                pass  # the connection that was open ends first
+    finally:
+        await store.close()
+        etcd.kill()
 
 
 async def test_without_a_certificate_nobody_is_let_in(endpoint: str, certificates: Path) -> None:

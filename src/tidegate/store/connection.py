@@ -11,7 +11,7 @@ import contextlib
 import os
 import random
 import socket
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -167,10 +167,11 @@ class Link:
 class Connection:
     """Links to one of the endpoints at a time; the next one after a failure."""
 
-    def __init__(self, endpoints: Sequence[Endpoint], tls: Tls | None = None) -> None:
+    def __init__(self, endpoints: Sequence[Endpoint], read_tls: Callable[[], Tls | None] = lambda: None) -> None:
+        """`read_tls` is asked for each link anew: certificates are replaced while we run."""
         # Shuffled: thousands of agents with the same settings must not all choose the first member.
         self._endpoints = random.sample(list(endpoints), len(endpoints))
-        self._tls = tls
+        self._read_tls = read_tls
         self._targets: list[tuple[Endpoint, Target]] = []
         self._link: Link | None = None
         self._opening = asyncio.Lock()
@@ -215,7 +216,10 @@ class Connection:
                 raise UnavailableError(f"the connection to etcd at {self} was closed")
             if self._link is None:
                 endpoint, target = await self._next_target()
-                self._link = Link(target, self._tls, endpoint)
+                try:
+                    self._link = Link(target, self._read_tls(), endpoint)
+                except SettingsError as error:  # the files are being replaced just now, or are gone
+                    raise UnavailableError(f"etcd at {endpoint}: {error}") from error
             self._link.users += 1
             return self._link
 

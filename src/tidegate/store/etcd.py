@@ -63,7 +63,9 @@ class EtcdStore:
     """See store.protocol.Store. Needs a running event loop only from the first call on."""
 
     def __init__(self, settings: CommonSettings) -> None:
-        self._connection = Connection([parse_endpoint(text) for text in settings.etcd], read_tls(settings))
+        read_tls(settings)  # what is wrong with the files is told at once
+        endpoints = [parse_endpoint(text) for text in settings.etcd]
+        self._connection = Connection(endpoints, lambda: read_tls(settings))
         self._troubles: dict[int, str] = {}  # one a follower
 
     @property
