@@ -124,7 +124,9 @@ class EtcdStore:
                 try:
                     if history is None:
                         snapshot, history = await self._read(prefix)
-                        yield replace(snapshot, regressed=regressed)
+                        given = [replace(snapshot, regressed=regressed)]
+                        del snapshot
+                        yield given.pop()  # without a name here, by which all of it would stay in memory
                         regressed = False
                     else:
                         history.require_traces()

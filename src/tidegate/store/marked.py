@@ -71,6 +71,7 @@ async def follow_marked(
         async with aclosing(_follow_until_withdrawn(store, prefix, state)) as changes:
             async for change in changes:
                 yield change
+                del change  # see below
         get_logger().warning("the store is being emptied; all stays as it is until it is complete again", prefix=prefix)
 
 
@@ -81,7 +82,7 @@ async def _follow_until_withdrawn(
     async with aclosing(store.follow(prefix)) as changes:
         async for change in changes:
             if isinstance(change, Snapshot):
-                waiting = dict(change.values)
+                waiting = change.values
                 marks.replaced(waiting, change.regressed)
             elif waiting is not None:
                 _apply(waiting, change.operations)
@@ -100,6 +101,7 @@ async def _follow_until_withdrawn(
             marks.take(waiting)
             yield Snapshot(change.revision, waiting)
             waiting = None
+            del change  # what is given out is not held until the next one comes
 
 
 def _apply(values: dict[str, bytes], operations: Sequence[Operation]) -> None:

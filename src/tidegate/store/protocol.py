@@ -1,6 +1,6 @@
 """What the services need of a store. etcd is one (store.etcd), a dictionary in memory another (store.memory)."""
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -54,7 +54,7 @@ class Snapshot:
     """
 
     revision: int
-    values: Mapping[str, bytes]
+    values: dict[str, bytes]  # who is given it may empty it
     regressed: bool = False
 
 

@@ -218,6 +218,7 @@ class Agent:
                         self.view.snapshot(change.values)
                 else:
                     self.view.batch(change.operations)
+                del change  # what was read is not held until there is something new
                 self.changed()
 
     async def _check(self) -> None:

@@ -62,6 +62,8 @@ class Departures:
             self._addresses |= {backend.address for backend in self._services.backends(key)}
 
     def shard(self, key: Key, before: BackendShard | None, after: BackendShard | None) -> None:
+        if self._first:
+            return  # everything will be looked at
         earlier = {backend.address: backend for backend in before.backends} if before else {}
         now = {backend.address: backend for backend in after.backends} if after else {}
         self._addresses |= {address for address, backend in earlier.items() if _leaves(backend, now.get(address))}

@@ -1,9 +1,10 @@
 """Who has which address: pods of the cluster, nodes, and this node's own addresses. Pure."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, KeysView, Mapping
 from itertools import filterfalse
 
 from node_agent.entries import Entries
+from node_agent.packed import Packed
 from node_agent.policy import PolicyView
 from node_agent.table import Tables
 from tidegate.records import Endpoint, Node
@@ -24,10 +25,13 @@ class EndpointView:
         self._tables = tables
         self._entries = entries
         self._policy = policy
-        self._endpoints: dict[Key, Endpoint] = {}
-        self._claims: dict[bytes, dict[Key, None]] = {}  # who says that the address is theirs; the latest has it
+        self._endpoints: Packed[Key, Endpoint] = Packed(Endpoint)
+        self._ours: dict[Key, Endpoint] = {}  # those on this node
+        self._holders: dict[bytes, Key] = {}  # of those who say that an address is theirs, the latest
+        self._earlier: dict[bytes, list[Key]] = {}  # the others, where there are any
         self._identity: dict[Key, int] = {}  # by which the pod is judged now
         self._by_identity: dict[int, set[Key]] = {}  # record's identity → pods
+        self._numbers: dict[int, int] = {}  # identities, each one object for all its pods
         self._held: dict[Key, int] = {}  # identity of which this pod of ours has a share in the policy view
         self._nodes: dict[str, Node] = {}
         self.node_changes = 0  # so often has a node been another
@@ -38,10 +42,17 @@ class EndpointView:
 
     @property
     def local(self) -> Iterable[tuple[Key, Endpoint]]:
-        return ((key, endpoint) for key, endpoint in self._endpoints.items() if endpoint.node == self._own)
+        return self._ours.items()
 
-    def set_endpoint(self, key: Key, record: Endpoint | None) -> None:
-        before = self._endpoints.pop(key, None)
+    @property
+    def keys(self) -> KeysView[Key]:
+        return self._endpoints.keys()
+
+    def set_endpoint(self, key: Key, record: Endpoint | None, value: bytes | None) -> None:
+        """`value`: the record as it lies in etcd."""
+        before = self._endpoints.get(key)
+        self._endpoints.set(key, value)
+        self._ours.pop(key, None)
         if before is not None:
             self._unindex(key, before, record)
         if record is None or (before is not None and before.uid != record.uid):
@@ -49,13 +60,33 @@ class EndpointView:
         if record is None:
             self._hold(key, None)
             return
-        self._endpoints[key] = record
+        if record.node == self._own:
+            self._ours[key] = record
         self._by_identity.setdefault(record.identity, set()).add(key)
         for address in record.addresses:
-            self._claims.setdefault(address, {})[key] = None
+            self._claim(address, key)
         if key not in self._identity and self._recalling:
             self._recall(key, record)
-        self.refresh(key)
+        self._refresh(key, record)
+
+    def _claim(self, address: bytes, key: Key) -> None:
+        holder = self._holders.get(address)
+        if holder == key or key in self._earlier.get(address, ()):
+            return
+        if holder is not None:
+            self._earlier.setdefault(address, []).append(holder)
+        self._holders[address] = key
+
+    def _unclaim(self, address: bytes, key: Key) -> None:
+        earlier = self._earlier.get(address, [])
+        if key in earlier:
+            earlier.remove(key)
+        elif earlier:
+            self._holders[address] = earlier.pop()
+        else:
+            self._holders.pop(address, None)
+        if not earlier:
+            self._earlier.pop(address, None)
 
     def _unindex(self, key: Key, before: Endpoint, after: Endpoint | None) -> None:
         members = self._by_identity[before.identity]
@@ -63,13 +94,11 @@ class EndpointView:
         if not members:
             del self._by_identity[before.identity]
             self._policy.refused.pop(before.identity, None)
+            self._numbers.pop(before.identity, None)
         for address in set(before.addresses):  # a record may name one twice
             if after is not None and address in after.addresses:
                 continue
-            claims = self._claims[address]
-            claims.pop(key, None)
-            if not claims:
-                del self._claims[address]
+            self._unclaim(address, key)
             self._publish(address)
 
     def recall_no_more(self) -> None:
@@ -85,8 +114,7 @@ class EndpointView:
             if pod is not None and pod[1] == device:
                 self._identity[key] = pod[0]
 
-    def refresh(self, key: Key) -> None:
-        record = self._endpoints[key]
+    def _refresh(self, key: Key, record: Endpoint) -> None:
         local, identity = record.node == self._own, record.identity
         if self._policy.admit(identity, key[0]) if local else self._policy.judged(identity):
             self._identity[key] = identity
@@ -97,7 +125,7 @@ class EndpointView:
     def judged(self, identity: int) -> None:
         """The rules of the identity may stand now."""
         for key in self._by_identity.get(identity, ()):
-            self.refresh(key)
+            self._refresh(key, self._endpoints[key])
 
     def _hold(self, key: Key, identity: int | None) -> None:
         before = self._held.get(key)
@@ -134,11 +162,8 @@ class EndpointView:
 
     def owner(self, address: bytes) -> tuple[Key, Endpoint] | None:
         """The pod that has the address."""
-        claims = self._claims.get(address)
-        if not claims:
-            return None
-        key = next(reversed(claims))
-        return key, self._endpoints[key]
+        key = self._holders.get(address)
+        return (key, self._endpoints[key]) if key is not None else None
 
     def node_of(self, address: bytes) -> str | None:
         """The node that has the address."""
@@ -148,11 +173,11 @@ class EndpointView:
 
     def pods_of(self, identity: int) -> list[Key]:
         """Pods of this node that have, or should have, the identity."""
-        return sorted(key for key in self._by_identity.get(identity, ()) if self._endpoints[key].node == self._own)
+        return sorted(key for key in self._by_identity.get(identity, ()) if key in self._ours)
 
     def is_held(self, address: bytes) -> bool:
         """Whether a pod or a node has the address."""
-        return address in self._claims or address in self._addresses or address in self._nodes_at
+        return address in self._holders or address in self._addresses or address in self._nodes_at
 
     def is_for_pods(self, address: bytes) -> bool:
         """Whether the address lies in some node's range for pods."""
@@ -183,11 +208,10 @@ class EndpointView:
         self._tables.want("endpoints", address, self._value(address))
 
     def _value(self, address: bytes) -> bytes | None:
-        claims = self._claims.get(address)
-        if claims:
-            key = next(reversed(claims))
+        key = self._holders.get(address)
+        if key is not None:
             identity = self._identity.get(key)
-            local = self._endpoints[key].node == self._own
+            local = key in self._ours
             if identity is None and not local:
                 return None
             return self._entries.pod(identity, self._devices.get(address, 0) if local else 0)

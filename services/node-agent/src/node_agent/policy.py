@@ -5,9 +5,20 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 
 from node_agent.entries import PRESENT, Entries, length_bit
+from node_agent.packed import Packed
 from node_agent.recall import Member, recall
 from node_agent.table import Tables
-from tidegate.records import ANY_SET, FIRST_SET, NamespaceAudit, NamespaceLogging, PeerShard, Rule, Rules, Subject
+from tidegate.records import (
+    ANY_SET,
+    FIRST_SET,
+    NamespaceAudit,
+    NamespaceLogging,
+    PeerShard,
+    Rule,
+    Rules,
+    Subject,
+    encode,
+)
 from tidegate.records.addresses import innermost
 
 NO_SHARD = -1  # where the members of a set stand that has no records any more
@@ -32,7 +43,7 @@ class PolicyView:
         self._entries = entries
         self._subjects: dict[int, int] = {}
         self._identities: dict[int, set[int]] = {}  # policy → subjects that it is for
-        self._rules: dict[int, Rules] = {}
+        self._rules: Packed[int, Rules] = Packed(Rules)
         self._shards: dict[int, dict[int, frozenset[Member]]] = {}
         self._local: Counter[int] = Counter()  # identity → pods here
         self._programmed: dict[int, int] = {}  # identity → policy whose entries it needs
@@ -48,7 +59,8 @@ class PolicyView:
 
     def judged(self, identity: int) -> bool:
         """Whether the identity's rules are known: only then may packets be judged by it."""
-        return self._subjects.get(identity) in self._rules
+        policy = self._subjects.get(identity)
+        return policy is not None and policy in self._rules
 
     def admit(self, identity: int, namespace: str) -> bool:
         """Whether a pod here, of that namespace, may get it: its rules are known, and there is room for them."""
@@ -90,12 +102,11 @@ class PolicyView:
             self._identities.setdefault(record.policy, set()).add(identity)
         self._dirty.add(identity)
 
-    def set_rules(self, policy: int, record: Rules | None) -> set[int]:
-        """Returns the identities that the record concerns."""
-        if record is None:
-            self._rules.pop(policy, None)
+    def set_rules(self, policy: int, value: bytes | None) -> set[int]:
+        """`value`: Rules as they lie in etcd. Returns the identities that they concern."""
+        self._rules.set(policy, value)
+        if value is None:
             return set()
-        self._rules[policy] = record
         concerned = self._identities.get(policy, set())
         self._dirty.update(concerned)
         return concerned
@@ -232,7 +243,8 @@ class PolicyView:
         found = recall(self._tables, self._entries, identity)
         if found is None:
             return
-        self._rules.setdefault(found.policy, found.rules)
+        if found.policy not in self._rules:
+            self._rules.set(found.policy, encode(found.rules))
         for group, members in found.sets.items():
             if group not in self._shards and members:
                 self._shards[group] = {NO_SHARD: members}

@@ -11,35 +11,34 @@ Owner = tuple[str, ...]
 
 
 class Slots:
-    """The backends of one service port, in the slots 0 … n-1 without a gap.
+    """The backends of one service port, in the slots 0 … n-1 without a gap: as values of the map.
 
-    >>> slots = Slots([(b"a", 1), (b"b", 1), (b"c", 1)])
-    >>> sorted(slots.replace({(b"b", 1), (b"c", 1)}).items())
-    [(0, (b'c', 1)), (2, None)]
+    >>> slots = Slots([b"a", b"b", b"c"])
+    >>> sorted(slots.replace({b"b", b"c"}).items())
+    [(0, b'c'), (2, None)]
     """
 
-    def __init__(self, addresses: Iterable[Address] = ()) -> None:
-        self.addresses = list(addresses)
+    def __init__(self, values: Iterable[bytes] = ()) -> None:
+        self.values = list(values)
 
-    def replace(self, wanted: set[Address]) -> dict[int, Address | None]:
+    def replace(self, wanted: set[bytes]) -> dict[int, bytes | None]:
         """Changes as few slots as possible; returns what each changed slot holds now (None: nothing).
 
         A removed backend's slot is taken by a new one, else by the last.
         """
-        known = set(self.addresses)
-        new = sorted(wanted - known)
-        changed: dict[int, Address | None] = {}
-        for slot in reversed([i for i, address in enumerate(self.addresses) if address not in wanted]):
+        new = sorted(wanted.difference(self.values))
+        changed: dict[int, bytes | None] = {}
+        for slot in reversed([i for i, value in enumerate(self.values) if value not in wanted]):
             if new:
-                self.addresses[slot] = changed[slot] = new.pop()
+                self.values[slot] = changed[slot] = new.pop()
                 continue
-            last = self.addresses.pop()
-            changed[len(self.addresses)] = None
-            if slot < len(self.addresses):
-                self.addresses[slot] = changed[slot] = last
-        for address in new:
-            changed[len(self.addresses)] = address
-            self.addresses.append(address)
+            last = self.values.pop()
+            changed[len(self.values)] = None
+            if slot < len(self.values):
+                self.values[slot] = changed[slot] = last
+        for value in new:
+            changed[len(self.values)] = value
+            self.values.append(value)
         return changed
 
 
@@ -54,12 +53,12 @@ class SelectionTable:
         self._rings: dict[int, Ring] = {}
         self._stored = self._read()
 
-    def _read(self) -> dict[int, list[Address]]:
+    def _read(self) -> dict[int, list[bytes]]:
         """The slots that the maps hold, so that a restart moves no backend."""
-        found: dict[int, dict[int, Address]] = {}
+        found: dict[int, dict[int, bytes]] = {}
         for key, value in self._tables.have("backends").items():
             service, slot = self._entries.backend_slot(key)
-            found.setdefault(service, {})[slot] = self._entries.backend_address(value)
+            found.setdefault(service, {})[slot] = value
         return {
             service: [slots[i] for i in range(len(slots))]
             for service, slots in found.items()
@@ -76,17 +75,18 @@ class SelectionTable:
         slots = self._slots.get(number)
         if slots is None:
             slots = self._slots[number] = Slots(self._stored.pop(number, ()))
-            for index, (address, target) in enumerate(slots.addresses):
-                self._slot(number, index, (address, target))
-        gone = set(slots.addresses) - wanted
-        changed = slots.replace(wanted)
-        for index, content in changed.items():
-            self._slot(number, index, content)
+            for index, stored in enumerate(slots.values):
+                self._slot(number, index, stored)
+        values = {self._entries.backend(*address) for address in wanted}
+        gone = set(slots.values) - values
+        changed = slots.replace(values)
+        for index, value in changed.items():
+            self._slot(number, index, value)
         self._find_slots(number, slots, changed, gone, affinity > 0)
         self._turn(number, slots, changed, consistent and len(wanted) > 1)
         ring = self._rings.get(number)
-        value = self._entries.service(len(slots.addresses), dropping, affinity, ring.size if ring else 0)
-        self._tables.want("services", self._entries.service_key(number), value)
+        service = self._entries.service(len(slots.values), dropping, affinity, ring.size if ring else 0)
+        self._tables.want("services", self._entries.service_key(number), service)
 
     def empty(self, number: int) -> None:
         """There is no such selection any more. Another Service with the same number may have ended it already."""
@@ -95,44 +95,45 @@ class SelectionTable:
             return
         self._find_slots(number, slots, {}, set(), False)
         self._turn(number, slots, {}, False)
-        for index in range(len(slots.addresses)):
+        for index in range(len(slots.values)):
             self._slot(number, index, None)
         self._tables.want("services", self._entries.service_key(number), None)
 
     def _find_slots(
-        self, number: int, slots: Slots, changed: dict[int, Address | None], gone: set[Address], wanted: bool
+        self, number: int, slots: Slots, changed: dict[int, bytes | None], gone: set[bytes], wanted: bool
     ) -> None:
         """Where a backend stands is looked up for clients that stay with theirs, and only then."""
         if not wanted:
             if number in self._affine:
                 self._affine.discard(number)
-                self._forget_slots(number, gone.union(slots.addresses))
+                self._forget_slots(number, gone.union(slots.values))
             return
-        placed = changed if number in self._affine else dict(enumerate(slots.addresses))
+        placed = changed if number in self._affine else dict(enumerate(slots.values))
         self._affine.add(number)
         self._forget_slots(number, gone)
-        for index, content in placed.items():
-            if content is not None:
-                self._tables.want("slots", *self._entries.slot(number, *content, index))
+        for index, value in placed.items():
+            if value is not None:
+                address = self._entries.backend_address(value)
+                self._tables.want("slots", *self._entries.slot(number, *address, index))
 
-    def _forget_slots(self, number: int, addresses: Iterable[Address]) -> None:
-        for address in addresses:
+    def _forget_slots(self, number: int, values: Iterable[bytes]) -> None:
+        for address in map(self._entries.backend_address, values):
             self._tables.want("slots", self._entries.slot(number, *address, 0)[0], None)
 
-    def _turn(self, number: int, slots: Slots, changed: dict[int, Address | None], wanted: bool) -> None:
+    def _turn(self, number: int, slots: Slots, changed: dict[int, bytes | None], wanted: bool) -> None:
         """The selection's ring, where it is to have one: who stands there, and in which slots those are."""
         ring = self._rings.setdefault(number, Ring()) if wanted else self._rings.pop(number, None)
         if ring is None:
             return
-        moved = ring.replace(set(slots.addresses) if wanted else set())
-        moved |= ring.find(backend for backend in changed.values() if backend is not None)
-        placed = {backend: index for index, backend in enumerate(slots.addresses)} if moved else {}
+        address = self._entries.backend_address
+        moved = ring.replace(set(map(address, slots.values)) if wanted else set())
+        moved |= ring.find(address(value) for value in changed.values() if value is not None)
+        placed = {address(value): index for index, value in enumerate(slots.values)} if moved else {}
         for at, backend in moved.items():
             entry = self._entries.ring(number, at, placed[backend] if backend else 0)
             self._tables.want("ring", entry[0], entry[1] if backend else None)
 
-    def _slot(self, number: int, index: int, content: Address | None) -> None:
-        value = self._entries.backend(*content) if content else None
+    def _slot(self, number: int, index: int, value: bytes | None) -> None:
         self._tables.want("backends", self._entries.backend_key(number, index), value)
 
 

@@ -19,6 +19,7 @@ from node_agent.frontends import (
     ranges,
 )
 from node_agent.healthchecks import HealthCheck
+from node_agent.packed import Packed
 from node_agent.room import Owner, Raw, Room
 from node_agent.selections import FrontendTable, SelectionTable
 from node_agent.table import Tables
@@ -59,7 +60,7 @@ class ServiceView:
         self._kept: dict[Key, Raw] = {}  # of Services refused since the start: as it was found in the maps
         self._own: frozenset[bytes] = frozenset()
         self._services: dict[Key, Service] = {}
-        self._shards: dict[Key, dict[int, BackendShard]] = {}
+        self._shards: dict[Key, Packed[int, BackendShard]] = {}
         self._numbers: dict[Key, set[int]] = {}  # selections as programmed
         self._ranges: dict[Key, set[bytes]] = {}  # as programmed
         self._health_ports: dict[Key, int] = {}
@@ -84,7 +85,8 @@ class ServiceView:
         return next((key for key, numbers in self._numbers.items() if selection in numbers), None)
 
     def shard(self, key: Key, shard: int) -> BackendShard | None:
-        return self._shards.get(key, {}).get(shard)
+        shards = self._shards.get(key)
+        return shards.get(shard) if shards is not None else None
 
     def set_zone(self, zone: str) -> None:
         """The zone of this node: what is near depends on it."""
@@ -107,13 +109,11 @@ class ServiceView:
             self._services[key] = record
         self._dirty.add(key)
 
-    def set_shard(self, key: Key, shard: int, record: BackendShard | None) -> None:
-        shards = self._shards.setdefault(key, {})
-        if record is None:
-            shards.pop(shard, None)
-        else:
-            shards[shard] = record
-        if not shards:
+    def set_shard(self, key: Key, shard: int, value: bytes | None) -> None:
+        """`value`: a BackendShard as it lies in etcd."""
+        shards = self._shards.setdefault(key, Packed(BackendShard))
+        shards.set(shard, value)
+        if not len(shards):
             del self._shards[key]
         self._dirty.add(key)
 
@@ -198,8 +198,10 @@ class ServiceView:
     def backends(self, key: Key) -> list[Backend]:
         """All that are known, whoever may use them."""
         # One address in two shards, as while they are spread anew, is one backend.
-        shards = self._shards.get(key, {}).values()
-        return list({backend.address: backend for shard in shards for backend in shard.backends}.values())
+        shards = self._shards.get(key)
+        if shards is None:
+            return []
+        return list({backend.address: backend for shard in shards.all() for backend in shard.backends}.values())
 
     def _check_health(self, key: Key, service: Service | None) -> None:
         before = self._health_ports.pop(key, None)

@@ -125,6 +125,8 @@ class Table(Mapping[bytes, bytes]):
                 differing.pop(key, None)
             else:
                 differing[key] = value
+        if not differing:
+            self.differing = {}  # a dictionary keeps the room that it once had
 
     def removed(self, key: bytes) -> bool:
         """Whether there was such an entry."""

@@ -1,6 +1,7 @@
 """From records in etcd to tables: the node's whole view of the cluster. Pure."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from sys import intern
 from types import MappingProxyType
 from typing import Any
 
@@ -78,7 +79,7 @@ class View:
         self.masquerade = MasqueradeView(tables, entries)
         self.logging = Logging()
         self.problems: dict[str, str] = {}  # key → why it was not understood
-        self._known: set[str] = set()
+        self._known: set[str] = set()  # keys of records that have been understood, but for those of endpoints
         self._loaded = False
         self._judged: set[int] = set()
         self._setters: dict[type, Callable[[tuple[str, ...], Any], None]] = {
@@ -87,13 +88,18 @@ class View:
             Logging: lambda _, record: self._set_logging(record),
             NamespaceLogging: lambda name, record: self.policy.set_namespace_logging(name[0], record),
             NamespaceAudit: lambda name, record: self.policy.set_namespace_audit(name[0], record),
-            Endpoint: lambda name, record: self._set_endpoint((name[0], name[1]), record),
             Service: lambda name, record: self._set_service((name[0], name[1]), record),
-            BackendShard: lambda name, record: self._set_backends((name[0], name[1]), int(name[2]), record),
             PeerSet: lambda name, record: self.policy.set_set(int(name[0]), record is not None),
             PeerShard: lambda name, record: self.policy.set_shard(int(name[0]), int(name[1]), record),
-            Rules: self._set_rules,
             Subject: self._set_subject,
+        }
+        # Of these there are so many that they are kept as they lie in etcd.
+        self._keepers: dict[type, Callable[[tuple[str, ...], Any, bytes | None], None]] = {
+            Endpoint: lambda name, record, value: self._set_endpoint((intern(name[0]), name[1]), record, value),
+            BackendShard: lambda name, record, value: self._set_backends(
+                (name[0], name[1]), int(name[2]), record, value
+            ),
+            Rules: lambda name, _, value: self._set_rules(int(name[0]), value),
         }
 
     @property
@@ -101,19 +107,20 @@ class View:
         """Whether a snapshot has ever been taken."""
         return self._loaded
 
-    def snapshot(self, values: Mapping[str, bytes]) -> None:
-        """What is known and not in `values` is gone."""
-        for key in (self._known | self.problems.keys()) - values.keys():
+    def snapshot(self, values: dict[str, bytes]) -> None:
+        """What is known and not in `values` is gone. `values` is emptied on the way: nothing stays there twice."""
+        for key in [key for key in self._all_known() if key not in values]:
             self._set(key, None)
         # Rules first: an endpoint is looked at once, when it is known whether it can be judged.
-        endpoints = f"{self._keys.prefix}{ENDPOINTS}"
-        for key, value in values.items():
-            if not key.startswith(endpoints):
-                self._set(key, value)
-        self._judge()
-        for key, value in values.items():
-            if key.startswith(endpoints):
-                self._set(key, value)
+        prefix = f"{self._keys.prefix}{ENDPOINTS}"
+        endpoints = [item for item in values.items() if item[0].startswith(prefix)]
+        others = [item for item in values.items() if not item[0].startswith(prefix)]
+        values.clear()
+        for items in (others, endpoints):
+            items.reverse()
+            while items:
+                self._set(*items.pop())
+            self._judge()
         self._settle()
         if not self._loaded:
             self._tables.adopt()
@@ -127,32 +134,47 @@ class View:
 
     def _has_unread(self, kind: type[Record]) -> bool:
         """Whether a record of this kind has never been understood."""
-        unread = (self._keys.parse(key) for key in self.problems if key not in self._known)
-        return any(parsed is not None and parsed.kind is kind for parsed in unread)
+        problems = ((key, self._keys.parse(key)) for key in self.problems)
+        return any(
+            parsed is not None and parsed.kind is kind and not self._knows(key, parsed) for key, parsed in problems
+        )
+
+    def _all_known(self) -> Iterator[str]:
+        yield from self._known | self.problems.keys()
+        yield from (self._keys.endpoint(*key) for key in self.endpoints.keys)
+
+    def _knows(self, key: str, parsed: Parsed) -> bool:
+        """Whether the record has ever been understood. The keys of endpoints are not kept twice."""
+        if parsed.kind is Endpoint:
+            return (parsed.name[0], parsed.name[1]) in self.endpoints.keys
+        return key in self._known
 
     def _set(self, key: str, value: bytes | None) -> None:
         parsed = self._keys.parse(key)
         if parsed is None or parsed.kind not in KINDS:
             return
-        unread = key in self.problems and key not in self._known
+        unread = key in self.problems and not self._knows(key, parsed)
         self._take(key, value, parsed)
         if unread and key not in self.problems:
             self.departures.everything()
 
     def _take(self, key: str, value: bytes | None, parsed: Parsed) -> None:
-        if value is None and key not in self._known:
+        if value is None and not self._knows(key, parsed):
             self.problems.pop(key, None)
             return
         try:
             record = decode(parsed.kind, value) if value is not None else None
-            self._setters[parsed.kind](parsed.name, record)
+            if parsed.kind in self._keepers:
+                self._keepers[parsed.kind](parsed.name, record, value)
+            else:
+                self._setters[parsed.kind](parsed.name, record)
         except (RecordError, ValueError) as error:
             self.problems[key] = str(error)
             return
         self.problems.pop(key, None)
         if value is None:
             self._known.discard(key)
-        else:
+        elif parsed.kind is not Endpoint:
             self._known.add(key)
 
     def _set_service(self, key: tuple[str, str], record: Service | None) -> None:
@@ -160,14 +182,14 @@ class View:
         self.services.set_service(key, record)
         self.departures.service(key, before, record)
 
-    def _set_backends(self, key: tuple[str, str], shard: int, record: BackendShard | None) -> None:
+    def _set_backends(self, key: tuple[str, str], shard: int, record: BackendShard | None, value: bytes | None) -> None:
         before = self.services.shard(key, shard)
-        self.services.set_shard(key, shard, record)
+        self.services.set_shard(key, shard, value)
         self.departures.shard(key, before, record)
 
-    def _set_endpoint(self, key: tuple[str, str], record: Endpoint | None) -> None:
+    def _set_endpoint(self, key: tuple[str, str], record: Endpoint | None, value: bytes | None) -> None:
         before = self.endpoints.endpoint(key)
-        self.endpoints.set_endpoint(key, record)
+        self.endpoints.set_endpoint(key, record, value)
         self.host_ports.set_endpoint(key, record)
         self.departures.endpoint(before, record)
 
@@ -213,8 +235,8 @@ class View:
         self.policy.set_subject(int(name[0]), record)
         self._judged.add(int(name[0]))
 
-    def _set_rules(self, name: tuple[str, ...], record: Rules | None) -> None:
-        self._judged.update(self.policy.set_rules(int(name[0]), record))
+    def _set_rules(self, policy: int, value: bytes | None) -> None:
+        self._judged.update(self.policy.set_rules(policy, value))
 
     def _judge(self) -> None:
         judged, self._judged = self._judged, set()
