@@ -163,6 +163,9 @@ class Keyspace:
 def parse(path: str) -> Parsed | None:
     """Like Keyspace.parse, for the part of the key after `…/v1/`."""
     segments = tuple(path.split("/"))
+    kind = _LAYOUT.get((segments[0], len(segments)))
+    if kind is not None and path != "identities/synced":
+        return Parsed(kind, segments[1:])
     if path == "config/identity-keys":
         return Parsed(IdentityKeys, segments[1:])
     if path == "config/masquerade":
@@ -183,5 +186,4 @@ def parse(path: str) -> Parsed | None:
         return Parsed(LastWrite, segments[2:])
     if segments[:2] == ("meta", "problems") and len(segments) == 6:
         return Parsed(Problem, segments[2:])
-    kind = _LAYOUT.get((segments[0], len(segments)))
-    return Parsed(kind, segments[1:]) if kind else None
+    return None
