@@ -40,13 +40,15 @@ from tests.node_agent.world import (
     undecodable,
 )
 
-from node_agent import nft
-from node_agent.agent import Agent, NodeSettings
+from node_agent import filters, nft
+from node_agent.agent import Agent
 from node_agent.maps import possible_cpus
 from node_agent.monitor import MONITOR_DROPS, MONITOR_VERDICTS, Monitor
+from node_agent.nodesettings import NodeSettings
 from node_agent.policylog import LOG_AUDITED
 from node_agent.programsettings import SETTING_AUDIT, SETTING_LOG
 from node_agent.status import KernelCollector, routes, status
+from node_agent.sysctl import SYSCTL, enable_forwarding
 from node_agent.table import ORDER
 from tidegate.records import NamespaceAudit, encode
 from tidegate.runtime.http import Health, serve
@@ -599,3 +601,38 @@ def test_a_bad_size_of_a_map_is_refused_before_anything_changes(
     assert "there is no such map" in done.stderr
     assert network.node.run("nft", "list", "tables") == ""
     assert not (bpffs / "refused" / "maps").exists()
+
+
+# ---- what others undo ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("attach", ["tcx", "clsact"])
+def test_what_is_undone_is_put_back_when_the_kernel_tells(
+    run: Run, monkeypatch: pytest.MonkeyPatch, attach: str
+) -> None:
+    """Nobody looks by the clock here."""
+    monkeypatch.setattr("node_agent.agent.CHECK", 3600.0)
+
+    async def work(world: World) -> None:
+        world.settings = replace(world.settings, attach=attach)
+        world.store.put_now(puts({**MARKS, **RECORDS}))
+        await nft.install("veth*")
+        enable_forwarding(["eth0"])
+        async with world.agent() as (agent, health):
+            await world.settled(agent, health)
+            index = world.network.node.ifindex("vethpod")
+            whole = world.network.node.run("nft", "list", "ruleset")
+            world.network.node.run("nft", "flush", "ruleset")
+            await until("the guard", lambda: world.network.node.run("nft", "list", "ruleset") == whole)
+            forwarding = SYSCTL / "ipv4/ip_forward"
+            forwarding.write_text("0\n")
+            await until("forwarding", lambda: forwarding.read_text() == "1\n")
+            if attach == "clsact":
+                world.network.node.run("tc", "qdisc", "del", "dev", "vethpod", "clsact")
+                await until("the filters", lambda: len(filters.programs(index, "ingress")) == 2)
+            else:
+                pin = world.loaded.bpffs / "links" / f"tcx_{index}_from_pod"
+                pin.unlink()
+                await until("the link", pin.exists)
+
+    run(work)

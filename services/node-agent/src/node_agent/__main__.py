@@ -7,11 +7,13 @@ from pathlib import Path
 import click
 
 from node_agent import nft
-from node_agent.agent import Agent, LoadError, NodeSettings, run_loader
+from node_agent.agent import Agent
 from node_agent.loader import CACHE
+from node_agent.loading import LoadError, run_loader
 from node_agent.machine import check
 from node_agent.masquerade import parse_ports
 from node_agent.monitor import Monitor
+from node_agent.nodesettings import NodeSettings
 from node_agent.policylog import DEFAULT_PATH
 from node_agent.status import KernelCollector, routes
 from node_agent.sysctl import SYSCTL, enable_forwarding

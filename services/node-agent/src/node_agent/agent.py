@@ -1,13 +1,11 @@
 """The agent: what is read from etcd and from the host goes into the maps of this node's kernel."""
 
 import asyncio
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,12 +15,13 @@ from node_agent.cni import CniConfiguration
 from node_agent.entries import NO_DEVICE, Entries
 from node_agent.grace import wait_for_programs
 from node_agent.healthchecks import HealthChecks
-from node_agent.loader import Manifest, catch_up, read_manifest
+from node_agent.loader import Manifest, catch_up
 from node_agent.maps import Maps
 from node_agent.masquerade import free_blocks, read_local_ports, settings_of
 from node_agent.namespaces import namespace_cookie
 from node_agent.netlink import HostWatch
-from node_agent.policylog import DEFAULT_PATH, PolicyLog
+from node_agent.nodesettings import NodeSettings
+from node_agent.policylog import PolicyLog
 from node_agent.programsettings import (
     SETTING_AUDIT,
     SETTING_GENERATION,
@@ -34,9 +33,9 @@ from node_agent.programsettings import (
 )
 from node_agent.release import Releaser
 from node_agent.routes import Routes, wanted
-from node_agent.sysctl import SYSCTL
 from node_agent.table import ORDER, POLICY, REACHED_FROM, Step, Tables
 from node_agent.takeover import Decision, Takeover, place_of
+from node_agent.tampering import Tampering
 from node_agent.upkeep import Upkeep
 from node_agent.view import View
 from tidegate.records import Keyspace
@@ -51,59 +50,14 @@ T = TypeVar("T")
 
 PORT_BLOCKS = 3
 WRITERS = ("endpoint-sync", "policy-sync")
-CHECK = 5.0  # seconds between looks at whether our programs are still where they belong
+# Seconds: between looks at whether our programs are still where they belong, where the kernel tells nothing, and until
+# the look where it does, for changes that come together.
+CHECK, SETTLE = 5.0, 0.3
 
 WRITES = metrics.counter("map_writes", "Entries written to or removed from maps.", ("map",))
 APPLY = metrics.histogram("apply", "From a change, as received, to the last of its entries in the maps.")
 
 log = get_logger()
-
-
-class LoadError(Exception):
-    """The eBPF programs could not be loaded; the text is the loader's."""
-
-
-@dataclass(frozen=True, slots=True)
-class NodeSettings:
-    node: str
-    bpffs: Path
-    state: Path
-    cache: Path
-    cgroup: Path
-    uplinks: tuple[str, ...]
-    pod_interfaces: str
-    attach: str
-    sizes: tuple[str, ...]
-    node_ports: range
-    policy_log: Path = DEFAULT_PATH
-    sysctl: Path = SYSCTL
-    cni: Path | None = None  # where the container runtime looks for its configuration; None: it is not ours to write
-    policy_audit: bool = False  # what policies deny passes, on the whole node
-    socket_lb: str = "all"  # whose sockets are translated: all, or those of the node's own network namespace ("node")
-
-
-async def run_loader(settings: NodeSettings) -> Manifest:
-    """Runs the loader, a process of its own that ends. Raises LoadError."""
-    sizes = [part for size in settings.sizes for part in ("--size", size)]
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "node_agent.loader",
-        f"--bpffs={settings.bpffs}",
-        f"--state={settings.state}",
-        f"--cache={settings.cache}",
-        *sizes,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    output, trouble = await process.communicate()
-    if process.returncode:
-        raise LoadError(trouble.decode(errors="replace").strip() or f"the loader ended with {process.returncode}")
-    log.info("programs loaded", digest=output.decode().strip())
-    manifest = read_manifest(settings.state)
-    if manifest is None:
-        raise LoadError(f"the loader left no manifest in {settings.state}")
-    return manifest
 
 
 class Agent:
@@ -129,6 +83,7 @@ class Agent:
         self.upkeep = Upkeep(settings.pod_interfaces, settings.uplinks, settings.sysctl)
         self.takeover = Takeover()
         self._checks = HealthChecks(lambda: health.is_ready)
+        self._tampering = Tampering(settings.bpffs / "links")
         self.cni = CniConfiguration(settings.cni, settings.state, settings.uplinks)
         self._full: dict[str, str] = {}
         self._ports: dict[str, str] = {}
@@ -149,6 +104,7 @@ class Agent:
         """Opens maps and programs, and reads what the maps hold. Raises OSError."""
         self.cni.begin()
         await self.in_worker(self._open)
+        self._tampering.open()
         self._entries = Entries(self.manifest.maps)
         sizes = {name: entry.max_entries for name, entry in self.manifest.maps.items()}
         self.view = View(self._settings.node, self._keys, self.tables, self._entries, sizes)
@@ -174,6 +130,7 @@ class Agent:
 
     async def close(self) -> None:
         """Leaves everything in the kernel as it is: traffic goes on without the agent."""
+        self._tampering.close()
         await self._checks.close()
         await self.in_worker(self.releaser.close)
         await self.in_worker(self.maps.close)
@@ -222,9 +179,10 @@ class Agent:
                 self.changed()
 
     async def _check(self) -> None:
-        """Somebody may have taken our programs away, or the guard: look again now and then."""
+        """Somebody may have taken our programs away, or the guard: look when something changes, and now and then."""
         while True:
-            await asyncio.sleep(CHECK)
+            await self._tampering.wait(CHECK)
+            await asyncio.sleep(SETTLE)
             await self.upkeep.look()
             await self.takeover.look()
             self.attachments.devices.clear()

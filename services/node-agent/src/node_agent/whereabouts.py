@@ -3,7 +3,7 @@
 import json
 import os
 
-from node_agent.agent import NodeSettings
+from node_agent.nodesettings import NodeSettings
 
 
 def write_whereabouts(settings: NodeSettings, cluster: str, etcd: tuple[str, ...], version: str) -> None:
