@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from tests.cluster.conftest import Cluster, equal, start, stop, until
 from playground.demo.command import shop
 from playground.demo.reach import differences
 from playground.layout import Layout
+from playground.processes import etcdctl
 
 pytestmark = [pytest.mark.root, pytest.mark.cluster, pytest.mark.timeout(300)]
 
@@ -66,15 +68,16 @@ def test_the_shop_with_etcd_as_on_a_cluster() -> None:
     """Three members, TLS, a role for each service; one member after the other dies and comes back."""
     cluster = start("s", "--nodes", "2", "--secure")
     try:
-        certificates = cluster.layout.home / "etcd" / "certificates"
-        etcdctl = ["etcdctl", f"--endpoints={cluster.register['etcd']}", f"--cacert={certificates / 'ca.crt'}"]
-        user = [f"--cert={certificates / 'node-agent.crt'}", f"--key={certificates / 'node-agent.key'}"]
-        put = [*etcdctl, *user, "put", "/tidegate/playground/v1/nodes/x", "1"]
-        refused = subprocess.run(
-            put, env=os.environ | {"ETCDCTL_API": "3"}, capture_output=True, text=True, check=False
+        register = cluster.register
+        asked = partial(
+            subprocess.run, env=os.environ | {"ETCDCTL_API": "3"}, capture_output=True, text=True, check=False
         )
-        assert "permission denied" in refused.stderr
-        assert subprocess.run(etcdctl + put[-3:], capture_output=True, check=False).returncode != 0
+        put = ["put", "/tidegate/playground/v1/nodes/x", "1"]
+        files = {name: path.replace("root", "node-agent") for name, path in register["etcd_files"].items()}
+        assert "permission denied" in asked([*etcdctl({**register, "etcd_files": files}), *put]).stderr
+        assert asked([*etcdctl({**register, "etcd_files": {}}), *put]).returncode != 0
+        everything = asked([*etcdctl(register), "get", "--prefix", "--keys-only", "/tidegate/"]).stdout
+        assert "/tidegate/playground/v1/nodes/node-1" in everything.split()
         cluster.apply_shop()
         judge(cluster)
         for member in ("etcd-0", "etcd-1", "etcd-2"):

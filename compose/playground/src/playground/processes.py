@@ -59,7 +59,15 @@ def read_register(path: Path) -> dict[str, object]:
 
 def ways_in(register: dict[str, Any]) -> str:
     """How to speak to the playground."""
-    return f"kubeconfig: {register.get('kubeconfig')}\netcd: {register.get('etcd')}"
+    lines = [f"kubeconfig: {register.get('kubeconfig')}", f"etcd: {register.get('etcd')}"]
+    return "\n".join([*lines, *([" ".join(etcdctl(register))] if register.get("etcd_files") else [])])
+
+
+def etcdctl(register: dict[str, Any]) -> list[str]:
+    """The beginning of its command line, with all rights."""
+    flags = {"etcd_ca": "--cacert", "etcd_cert": "--cert", "etcd_key": "--key"}
+    files = [f"{flags[setting]}={path}" for setting, path in register.get("etcd_files", {}).items()]
+    return ["etcdctl", f"--endpoints={register['etcd']}", *files]
 
 
 def ours(entry: dict[str, int]) -> bool:

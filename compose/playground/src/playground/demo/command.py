@@ -17,7 +17,7 @@ from playground.demo.reach import Expected, Matrix, Target, differences, measure
 from playground.detached import NotUpError, start
 from playground.layout import Layout
 from playground.machine import check_machine
-from playground.processes import read_register, ways_in
+from playground.processes import etcdctl, read_register, ways_in
 from playground.shell import CommandError, run
 from tidegate.cli import agents
 from tidegate.cli.cluster import playground_settings, read_all
@@ -195,17 +195,15 @@ class Demo:
         self.console.print(table)
 
     async def _show_etcd(self) -> None:
-        register = read_register(self.layout.state)
-        etcdctl = ["etcdctl", f"--endpoints={register['etcd']}"]
-        keys = (await run("env", "ETCDCTL_API=3", *etcdctl, "get", "--prefix", "--keys-only", "/tidegate/")).split()
+        client = etcdctl(read_register(self.layout.state))
+        keys = (await run("env", "ETCDCTL_API=3", *client, "get", "--prefix", "--keys-only", "/tidegate/")).split()
         counts = Counter(key.split("/")[4] for key in keys if "/v1/" in key)
         self.say(", ".join(f"{count} {prefix}" for prefix, count in sorted(counts.items())))
         for prefix in ("subjects", "rules", "backends"):
             sample = next(key for key in keys if f"/v1/{prefix}/" in key)
             self.say(f"  {sample}")
-        command = f"ETCDCTL_API=3 etcdctl --endpoints={register['etcd']} get {sample} -w json | tidegate decode"
-        self.say(f"$ {command}")
-        raw = await run("env", "ETCDCTL_API=3", *etcdctl, "get", sample, "-w", "json")
+        self.say(f"$ ETCDCTL_API=3 {' '.join(client)} get {sample} -w json | tidegate decode")
+        raw = await run("env", "ETCDCTL_API=3", *client, "get", sample, "-w", "json")
         decoded = await run(str(Path(sys.executable).with_name("tidegate")), "decode", text=raw)
         lines = decoded.splitlines()
         self.say("\n".join(lines[:16] + (["  …"] if len(lines) > 16 else [])))
