@@ -23,7 +23,8 @@ from tidegate.store.local import EtcdProcess
 MEGABYTE = 1e6
 ALL, SERVICES = "all", "services"  # clusters in one etcd
 
-SECONDS, RESIDENT, PEAK = "until the last entry is in the maps", "resident then", "most until then"
+SECONDS, BUSY = "until the last entry is in the maps", "of it the agent on a CPU"
+RESIDENT, PEAK = "resident then", "most until then"
 # Lines of the agent's log → what has been done by then.
 PHASES = {
     "programs attached": "until the programs are loaded and attached",
@@ -76,13 +77,15 @@ def _measurement(name: str, what: str, cluster: str, megabytes: float) -> Measur
         for _ in range(size.runs):
             found = asyncio.run(start(built, cluster))
             passed = {what: next(at for at, line in found.log if line == event) for event, what in PHASES.items()}
-            passed |= {SECONDS: found.seconds, RESIDENT: found.resident / MEGABYTE, PEAK: found.peak / MEGABYTE}
+            passed |= {SECONDS: found.seconds, BUSY: found.busy}
+            passed |= {RESIDENT: found.resident / MEGABYTE, PEAK: found.peak / MEGABYTE}
             for series, sample in passed.items():
                 samples.setdefault(series, []).append(sample)
             tick()
         limits = (
             *(Limit(phase) for phase in PHASES.values()),
             Limit(SECONDS, at_most=3.0),
+            Limit(BUSY),
             Limit(RESIDENT, at_most=megabytes, unit="MB"),
             Limit(PEAK, unit="MB"),
         )

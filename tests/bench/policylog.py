@@ -24,7 +24,7 @@ from tests.bench.load import Place as Sender
 from tests.bench.model import Limit, Measurement, Result, Size, Tick
 from tests.bpf.topology import PREFIX, Cluster, build
 from tests.leftovers import BPF, cgroup2, sweep
-from tests.scale.agents import Place, started
+from tests.scale.agents import Place, cpu, started
 
 from node_agent.loader import CACHE
 from tidegate.records import (
@@ -183,11 +183,6 @@ def _told(log: Path, start: int, disposition: str) -> Counter[str]:
                 found["records"] += 1
                 found["counted"] += row["count"]
     return found
-
-
-def cpu(pid: int) -> float:
-    """Seconds that all threads of the process have run so far."""
-    return sum(int(path.read_text().split()[0]) for path in Path(f"/proc/{pid}/task").glob("*/schedstat")) / 1e9
 
 
 class Round:

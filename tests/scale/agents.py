@@ -50,9 +50,11 @@ class Event(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """`seconds` from the process's start until all was in the maps; `resident` and `peak` in bytes, at that time."""
+    """`seconds` from the process's start until all was in the maps, `busy` of them on a CPU; `resident` and `peak` in
+    bytes, at that time."""
 
     seconds: float
+    busy: float
     resident: int
     peak: int
     status: dict[str, Any]
@@ -80,10 +82,10 @@ async def started(where: Place, endpoint: str, cluster: str, *wrapper: str) -> A
         async with aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(where.state / "agent.sock"))) as session:
             await _ready(session, process, log)
             seconds = time.monotonic() - begun
-            memory = _memory(process.pid)
+            memory, busy = _memory(process.pid), cpu(process.pid)
             async with session.get("http://agent/status") as answer:
                 status = await answer.json()
-        yield Start(seconds, memory["VmRSS"], memory["VmHWM"], status, tuple(_events(log, wall))), process.pid
+        yield Start(seconds, busy, memory["VmRSS"], memory["VmHWM"], status, tuple(_events(log, wall))), process.pid
     finally:
         process.terminate()
         process.wait()
@@ -110,6 +112,11 @@ def _memory(pid: int) -> dict[str, int]:
     """Bytes."""
     lines = (line.split() for line in Path(f"/proc/{pid}/status").read_text().splitlines())
     return {name.rstrip(":"): int(rest[0]) << 10 for name, *rest in lines if name in ("VmRSS:", "VmHWM:")}
+
+
+def cpu(pid: int) -> float:
+    """Seconds that all threads of the process have run so far."""
+    return sum(int(path.read_text().split()[0]) for path in Path(f"/proc/{pid}/task").glob("*/schedstat")) / 1e9
 
 
 def _events(log: Path, begun: float) -> Iterator[tuple[float, str]]:

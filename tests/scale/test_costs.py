@@ -68,7 +68,8 @@ class Loaded:
         self.host: tuple[dict[bytes, int], frozenset[bytes]] = {}, frozenset([pack_address(node.address)])
         self.view.set_host(*self.host)
         self.steps: list[Step] = []
-        self.read = calls(lambda: self.view.snapshot(self.values))
+        snapshot = dict(self.values)  # it is emptied
+        self.read = calls(lambda: self.view.snapshot(snapshot))
         self.written = calls(self.write)
         self.first = self.steps
 

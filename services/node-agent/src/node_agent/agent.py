@@ -209,11 +209,13 @@ class Agent:
                 if untouched:
                     await self._take_over()
                     untouched = False
-                wrote = self.written.total()
-                await self._write()
                 if loading:
-                    log.info("snapshot in the maps", entries=self.written.total() - wrote)
+                    with building():
+                        await self._write()
+                    log.info("snapshot in the maps", entries=self.written.total())
                     loading = False
+                else:
+                    await self._write()
                 if since is not None:
                     APPLY.observe(time.monotonic() - since)
                 if self._complete:

@@ -38,7 +38,7 @@ class EndpointView:
         self._nodes_at: dict[bytes, dict[str, None]] = {}  # address → nodes that have it
         self._devices: dict[bytes, int] = {}
         self._addresses: frozenset[bytes] = frozenset()
-        self._recalling = True
+        self._recalling = bool(len(tables.have("endpoints")))
 
     @property
     def local(self) -> Iterable[tuple[Key, Endpoint]]:
@@ -48,8 +48,8 @@ class EndpointView:
     def keys(self) -> KeysView[Key]:
         return self._endpoints.keys()
 
-    def set_endpoint(self, key: Key, record: Endpoint | None, value: bytes | None) -> None:
-        """`value`: the record as it lies in etcd."""
+    def set_endpoint(self, key: Key, record: Endpoint | None, value: bytes | None) -> Endpoint | None:
+        """`value`: the record as it lies in etcd. Returns what was known of the pod before."""
         before = self._endpoints.get(key)
         self._endpoints.set(key, value)
         self._ours.pop(key, None)
@@ -59,7 +59,7 @@ class EndpointView:
             self._identity.pop(key, None)  # another pod of that name is a new one
         if record is None:
             self._hold(key, None)
-            return
+            return before
         if record.node == self._own:
             self._ours[key] = record
         self._by_identity.setdefault(record.identity, set()).add(key)
@@ -68,6 +68,7 @@ class EndpointView:
         if key not in self._identity and self._recalling:
             self._recall(key, record)
         self._refresh(key, record)
+        return before
 
     def _claim(self, address: bytes, key: Key) -> None:
         holder = self._holders.get(address)

@@ -216,10 +216,9 @@ class Tables:
         self._round += 1
         steps = []
         for name, table in self._tables.items():
-            due = [key for key in table.differing if key in table.want]
             # What replaces an entry needs no room: first, as all that follows what finds none is left undone.
-            due.sort()
-            due.sort(key=lambda key, differing=table.differing: differing[key] is None)  # type: ignore[misc]
+            due = [key for key, there in table.differing.items() if there is not None and key in table.want]
+            due += [key for key, there in table.differing.items() if there is None and key in table.want]
             if due:
                 steps.append(Step(name, puts=tuple((key, table.want[key]) for key in due)))
         for name, table in reversed(self._tables.items()):

@@ -188,8 +188,7 @@ class View:
         self.departures.shard(key, before, record)
 
     def _set_endpoint(self, key: tuple[str, str], record: Endpoint | None, value: bytes | None) -> None:
-        before = self.endpoints.endpoint(key)
-        self.endpoints.set_endpoint(key, record, value)
+        before = self.endpoints.set_endpoint(key, record, value)
         self.host_ports.set_endpoint(key, record)
         self.departures.endpoint(before, record)
 
