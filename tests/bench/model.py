@@ -122,8 +122,12 @@ class Measurement(Generic[S]):
 
 @dataclass(frozen=True, slots=True)
 class Suite(Generic[S]):
-    """Measurements over one setting, which is built once and taken down afterwards."""
+    """Measurements over one setting, which is built once and taken down afterwards.
+
+    A quick run has those of `long` suites only where they are asked for.
+    """
 
     name: str
     setting: Callable[[Size], AbstractContextManager[S]]
     measurements: tuple[Measurement[S], ...]
+    long: bool = False

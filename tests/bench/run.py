@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from tests.bench import coldstart, fanout, policylog, programs, syncstart, traffic
+from tests.bench import coldstart, fanout, policylog, programs, steady, syncstart, traffic
 from tests.bench.machine import describe
 from tests.bench.model import Measurement, Result, Run, Size, Suite, Tick
 from tests.bench.worlds import worlds
@@ -14,8 +14,9 @@ SUITES: tuple[Suite[Any], ...] = (
     Suite("datapath", worlds, (*traffic.MEASUREMENTS, *programs.MEASUREMENTS)),
     Suite("policy log", policylog.stand, policylog.MEASUREMENTS),
     Suite("cold start", coldstart.filled, coldstart.MEASUREMENTS),
-    Suite("start of the services", syncstart.starts, syncstart.MEASUREMENTS),
-    Suite("fan-out", fanout.directory, fanout.MEASUREMENTS),
+    Suite("start of the services", syncstart.starts, syncstart.MEASUREMENTS, long=True),
+    Suite("steady change", fanout.directory, steady.MEASUREMENTS, long=True),
+    Suite("fan-out", fanout.directory, fanout.MEASUREMENTS, long=True),
 )
 
 Began = Callable[[str, int], Tick]  # a stage with so many steps begins; returns what is to be called after each of them
@@ -25,8 +26,10 @@ def names() -> list[str]:
     return [measurement.name for suite in SUITES for measurement in suite.measurements]
 
 
-def chosen(suite: Suite[Any], patterns: Sequence[str]) -> list[Measurement[Any]]:
-    """Those whose names match one of the shell patterns; without patterns all of them."""
+def chosen(suite: Suite[Any], patterns: Sequence[str], size: Size) -> list[Measurement[Any]]:
+    """Those whose names match one of the shell patterns; without patterns all that a run of the size has."""
+    if not patterns and suite.long and size.name == "quick":
+        return []
     return [
         measurement
         for measurement in suite.measurements
@@ -37,7 +40,7 @@ def chosen(suite: Suite[Any], patterns: Sequence[str]) -> list[Measurement[Any]]
 def run(size: Size, patterns: Sequence[str], began: Began) -> Run:
     """Raises what the settings and measurements raise: a run is complete or it is none."""
     machine = describe()
-    results = [result for suite in SUITES for result in _results(suite, size, chosen(suite, patterns), began)]
+    results = [result for suite in SUITES for result in _results(suite, size, chosen(suite, patterns, size), began)]
     when = datetime.now(UTC).isoformat(timespec="seconds")
     return Run(when, size.name, machine, tuple(results))
 

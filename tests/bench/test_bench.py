@@ -8,12 +8,12 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from tests.bench import coldstart, fanout, kubeproxy, policylog, programs, syncstart, traffic
+from tests.bench import coldstart, fanout, kubeproxy, policylog, programs, steady, syncstart, traffic
 from tests.bench.load import LoadError
 from tests.bench.model import SIZES, Comparison, Limit, Measurement, Result, Run
 from tests.bench.population import Spec, fill
 from tests.bench.report import fill_page, markdown, tables
-from tests.bench.run import names
+from tests.bench.run import SUITES, chosen, names
 from tests.bench.stats import Estimate, estimate, ratio, verdict
 from tests.bench.worlds import Worlds, worlds
 from tests.bpf.conftest import COMPILED
@@ -146,6 +146,16 @@ def test_starts_of_the_services(services: syncstart.Starts, measurement: Measure
     assert (written > 0) == measurement.name.endswith("empty")
 
 
+def test_steady_change(tmp_path: Path) -> None:
+    """Every change comes to etcd."""
+    (measurement,) = steady.MEASUREMENTS
+    steps: list[None] = []
+    result = measurement.run(tmp_path, SMOKE, lambda: steps.append(None))
+    assert len(steps) == measurement.steps(SMOKE)
+    assert {limit.subject for limit in result.limits} == result.series.keys()
+    assert result.series[steady.LOST] == (0,)
+
+
 @pytest.mark.parametrize("measurement", fanout.MEASUREMENTS, ids=lambda one: one.name)
 def test_fan_out(tmp_path: Path, measurement: Measurement[Path]) -> None:
     """Every node is told of every change, also of those made while none was connected."""
@@ -252,6 +262,13 @@ def test_a_page_gets_the_tables_between_its_marks() -> None:
 
 def test_names_are_told_apart() -> None:
     assert len(set(names())) == len(names())
+
+
+def test_a_quick_run_has_what_takes_long_only_where_it_is_asked_for() -> None:
+    (suite,) = (suite for suite in SUITES if suite.name == "fan-out")
+    every = list(suite.measurements)
+    asked = [chosen(suite, patterns, SIZES[size]) for patterns, size in [((), "quick"), ((), "full"), (["*"], "quick")]]
+    assert asked == [[], every, every]
 
 
 def test_the_page_has_a_place_for_every_table() -> None:

@@ -3,13 +3,16 @@
     python -m tests.scale.cluster --scale 0.1 --kubeconfig FILE
 
 serves it until the end of standard input, with the changes that lines there ask for: `churn PODS POLICIES`, so many of
-them a second from now on. `--kubeconfig` is written once it can be used.
+them a second from now on. Each is a line of standard output: its time (monotonic, seconds), kind, namespace and name,
+of a pod that of its workload. `--kubeconfig` is written once it can be used.
 """
 
 import asyncio
+import gc
 import itertools
 import random
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,7 +24,7 @@ from tests.scale.population import Object, Pod, Policy, Population, Service
 
 from tidegate.kube.watch import ENDPOINT_SLICES, NAMESPACES, NETWORK_POLICIES, NODES, PODS, SERVICES
 
-BATCHES = 20  # a second, in which changes come
+TURNS = 200  # a second, in which changes come
 
 
 def items(of: Population, first: int = 2) -> Iterator[Item]:
@@ -98,12 +101,18 @@ async def churn(cluster: Cluster, pods: float, policies: float) -> None:
     while True:
         passed = loop.time() - began
         while done_pods < passed * pods:
-            cluster.change_pod()
+            pod = cluster.change_pod()
+            _tell("pod", pod.workload.namespace.name, pod.workload.name)
             done_pods += 1
         while done_policies < passed * policies:
-            cluster.change_policy()
+            policy = cluster.change_policy()
+            _tell("policy", policy.namespace, policy.name)
             done_policies += 1
-        await asyncio.sleep(1 / BATCHES)
+        await asyncio.sleep(1 / TURNS)
+
+
+def _tell(kind: str, namespace: str, name: str) -> None:
+    click.echo(f"{time.monotonic()} {kind} {namespace} {name}")
 
 
 def kubeconfig(server: str) -> str:
@@ -123,6 +132,8 @@ def kubeconfig(server: str) -> str:
 async def _serve(cluster: Cluster, file: Path) -> None:
     orders = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(orders), sys.stdin)
+    # What is there stays: looking through it again and again would hold up what is measured.
+    gc.freeze()
     async with serve(cluster.api) as address:
         # Whoever waits for the file must not find a part of it.
         fresh = file.with_suffix(".new")

@@ -4,6 +4,7 @@ Function calls, Python's and C's, are counted at two sizes: a cost that is of th
 change, is five times as large in one as in the other.
 """
 
+import gc
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -130,6 +131,17 @@ async def test_a_start_lists_each_kind_once_and_a_restart_writes_nothing() -> No
         assert stand.world.store.operations - operations < 12  # beginnings of chains, and marks
         assert stand.cluster.api.lists == 2 * kinds
     assert revision < stand.world.store.revision
+
+
+async def test_what_stays_is_not_searched_for_cycles() -> None:
+    """A look at all of it would hold the services up for a second at full size."""
+    stand = Stand(LARGE)
+    gc.freeze()
+    try:
+        async with stand.running():
+            assert len(gc.get_objects()) < stand.cluster.api.size / 2
+    finally:
+        gc.unfreeze()
 
 
 async def changes(scale: float) -> dict[str, Cost]:

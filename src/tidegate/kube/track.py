@@ -1,12 +1,13 @@
 """From the events of list_watch to calls for single objects."""
 
 from collections.abc import Callable
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
 from typing import Generic, Protocol, TypeVar
 
 from tidegate.kube.objects import Object
 from tidegate.kube.watch import Api, Changed, Deleted, Event, Invalid, Listed, Page, Resource, list_watch
 from tidegate.runtime import metrics
+from tidegate.runtime.collector import building
 
 EVENTS = metrics.counter("api_events", "Objects received from the API server.", ("reader", "kind"))
 
@@ -80,7 +81,8 @@ async def track(
     async with aclosing(list_watch(api, resource)) as events:
         async for event in events:
             count.inc(_size(event))
-            tracker.apply(event)
+            with building() if isinstance(event, Page) else nullcontext():
+                tracker.apply(event)
             after(isinstance(event, Listed))
 
 

@@ -18,3 +18,8 @@ def building() -> Iterator[None]:
     finally:
         gc.freeze()
         gc.enable()
+
+
+def settled() -> None:
+    """All that there is by now stays, as if it had been built so."""
+    gc.freeze()

@@ -7,6 +7,7 @@ from contextlib import aclosing
 
 from tidegate.records import Keyspace, Problem, Record, Synced, encode
 from tidegate.runtime import metrics
+from tidegate.runtime.collector import settled
 from tidegate.runtime.http import Health
 from tidegate.runtime.logging import get_logger
 from tidegate.store.election import lead
@@ -127,6 +128,7 @@ class Publisher:
         self._waiting.discard(source)
         if self.complete and not self._leading:
             self.health.ready("store")  # to take over; who leads is ready when all is written
+            settled()
         self.changed()
 
     def after(self, source: str) -> Callable[[bool], None]:
@@ -174,11 +176,15 @@ class Publisher:
         try:
             await self._load(fence)
             self.take_over()
+            first = True
             while True:
                 self._changed.clear()
                 if self.complete:
                     await self._flush(fence)
                     self.health.ready("store")
+                    if first:
+                        settled()
+                    first = False
                 else:
                     self.health.not_ready("store", f"not listed yet: {', '.join(sorted(self._waiting))}")
                 await self._changed.wait()

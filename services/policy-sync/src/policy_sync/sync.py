@@ -31,6 +31,7 @@ from tidegate.records import (
     decode,
 )
 from tidegate.records.ids import rules_content
+from tidegate.runtime.collector import building
 from tidegate.runtime.http import Health
 from tidegate.runtime.logging import get_logger
 from tidegate.store import Incomplete, Put, Snapshot, Store, follow_marked
@@ -193,7 +194,8 @@ class PolicySync:
                 if isinstance(change, Incomplete):
                     continue
                 if isinstance(change, Snapshot):
-                    self._replace(change.values)
+                    with building():
+                        self._replace(change.values)
                     self.publisher.listed(IDENTITIES)
                 else:
                     for operation in change.operations:
