@@ -13,7 +13,7 @@ from tests.node_agent.world import (
     subject,
 )
 
-from node_agent.entries import SUBJECT_INGRESS_ISOLATED
+from node_agent.entries import EP_CLOSED, SUBJECT_INGRESS_ISOLATED
 from tidegate.records import PeerSet, encode
 from tidegate.records.addresses import pack_address
 
@@ -154,3 +154,15 @@ def test_many_that_may_all_see_each_other_are_a_sum() -> None:
     agent.snapshot(values)
     counts = {name: len(agent.kernel[name]) for name in ("members", "rules", "subjects")}
     assert counts == {"members": 6000, "rules": 50, "subjects": 6000}
+
+
+def test_pods_that_found_no_room_get_it_with_another_one_of_their_identity() -> None:
+    agent = Agent(sizes=SIZES)
+    agent.route({IP: 7, DB_IP: 8, "10.0.1.7": 9})
+    agent.snapshot({**pod("db", DB, DB_IP), **subject(DB, 5), **policy(5, 300, 6)})
+    agent.change({**subject(WEB, 6), **policy(6, 301, 6), **pod("web", WEB, IP)})
+    assert agent.rows("endpoints")[IP]["flags"] & EP_CLOSED
+    agent.remove(pod_key("db"))
+    agent.change(pod("web-2", WEB, "10.0.1.7"))  # before the agent looks for what has gone
+    assert {agent.rows("endpoints")[ip]["identity"] for ip in (IP, "10.0.1.7")} == {WEB}
+    assert agent.view.refused_policies == {}

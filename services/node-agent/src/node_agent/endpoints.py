@@ -31,7 +31,6 @@ class EndpointView:
         self._earlier: dict[bytes, list[Key]] = {}  # the others, where there are any
         self._identity: dict[Key, int] = {}  # by which the pod is judged now
         self._by_identity: dict[int, set[Key]] = {}  # record's identity → pods
-        self._numbers: dict[int, int] = {}  # identities, each one object for all its pods
         self._held: dict[Key, int] = {}  # identity of which this pod of ours has a share in the policy view
         self._nodes: dict[str, Node] = {}
         self.node_changes = 0  # so often has a node been another
@@ -95,7 +94,6 @@ class EndpointView:
         if not members:
             del self._by_identity[before.identity]
             self._policy.refused.pop(before.identity, None)
-            self._numbers.pop(before.identity, None)
         for address in set(before.addresses):  # a record may name one twice
             if after is not None and address in after.addresses:
                 continue

@@ -37,6 +37,7 @@ class PolicyView:
         """`sizes`: map → entries that it holds; without, any number."""
         self._sizes = {name: sizes[name] for name in SIZED if name in sizes}
         self.refused: dict[int, str] = {}  # identity → why its rules are not, or not yet, those that it should have
+        self._found: set[int] = set()  # identities that were refused before
         self.left_out: dict[tuple[int, Member], None] = {}  # members of sets in use that found no room
         self._tried = tables.removals
         self._tables = tables
@@ -209,8 +210,11 @@ class PolicyView:
         self._local[identity] -= 1
         self._dirty.add(identity)
 
-    def settle(self) -> None:
-        """Brings the tables up to date with all that was said since the last time."""
+    def settle(self) -> set[int]:
+        """Brings the tables up to date with all that was said since the last time.
+
+        Returns the identities that were refused and have found room since: pods that could not get them may do so.
+        """
         dirty, self._dirty = self._dirty, set()
         for identity in dirty:
             if not self._local[identity]:
@@ -222,6 +226,8 @@ class PolicyView:
         changed, self._changed_shards = self._changed_shards, []
         for group, shard, record in changed:
             self._change_shard(group, shard, record)
+        found, self._found = self._found, set()
+        return found
 
     def _try(self, identity: int) -> bool:
         """Programs the identity's rules, if there is room for them beside what is there."""
@@ -234,7 +240,8 @@ class PolicyView:
             if identity not in self._programmed:
                 self._recall(identity)
             return False
-        self.refused.pop(identity, None)
+        if self.refused.pop(identity, None) is not None:
+            self._found.add(identity)
         self._program(identity, policy)
         return True
 

@@ -207,7 +207,7 @@ class View:
         for identity in self.policy.retry():
             self.policy.again(identity)
             self.endpoints.judged(identity)
-        self.policy.settle()
+        self._settle_policy()
         due = self.room.retry()
         self.services.again(due)
         self.host_ports.again(due)
@@ -244,5 +244,10 @@ class View:
 
     def _settle(self) -> None:
         self._judge()
-        self.policy.settle()
+        self._settle_policy()
         self.services.settle()
+
+    def _settle_policy(self) -> None:
+        while found := self.policy.settle():
+            for identity in found:
+                self.endpoints.judged(identity)
