@@ -11,9 +11,12 @@ import pytest
 import yaml
 
 import endpoint_sync.__main__
+import endpoint_sync.sync
 import node_agent.__main__
 import policy_sync.__main__
+import policy_sync.sync
 from playground.supervisor import CAPABILITIES
+from tidegate.kube.watch import Resource
 
 SOURCE = Path(__file__).parents[2] / "compose/kubernetes"
 OVERLAYS = ("existing-etcd", "own-etcd")
@@ -172,3 +175,17 @@ def test_only_lists_watches_and_events_are_asked_for(manifests: list[Manifest]) 
                 assert set(rule["verbs"]) == wanted
                 assert "*" not in [*rule["resources"], *rule["apiGroups"]]
                 assert "secrets" not in rule["resources"]
+
+
+def test_each_service_may_list_what_it_watches_and_nothing_else(manifests: list[Manifest]) -> None:
+    for service, module in (("endpoint-sync", endpoint_sync.sync), ("policy-sync", policy_sync.sync)):
+        paths = [value.path.split("/") for value in vars(module).values() if isinstance(value, Resource)]
+        watched = {("" if path[1] == "api" else path[2], path[-1]) for path in paths}
+        rules = [
+            rule
+            for item in manifests
+            if item["kind"] in ("ClusterRole", "Role") and item["metadata"]["name"] == f"tidegate-{service}"
+            for rule in item["rules"]
+            if "list" in rule["verbs"]
+        ]
+        assert {(group, kind) for rule in rules for group in rule["apiGroups"] for kind in rule["resources"]} == watched

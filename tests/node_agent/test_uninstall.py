@@ -10,11 +10,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from pyroute2 import IPRoute
 from tests.bpf.conftest import COMPILED
 from tests.bpf.kernel import Loaded
 from tests.leftovers import BPF
@@ -22,7 +24,7 @@ from tests.node_agent.netns import PATIENCE, PREFIX, Network, until
 from tests.node_agent.test_agent import RECORDS
 from tests.node_agent.world import KEYS, MARKS, OWN, node, puts
 
-from node_agent import links
+from node_agent import links, takeover, uninstall
 from node_agent.syscall import bpf
 from node_agent.uninstall import is_running
 from tidegate.cli.root import tidegate
@@ -157,6 +159,8 @@ def test_a_node_is_as_it_was(a_node: Node) -> None:
         assert picture(a_node.network) == during
     numbers = a_node.numbers()
     assert all(exists(*number) for number in numbers)
+    # As an agent leaves it that has taken over from kube-proxy, while such connections are open.
+    a_node.network.node.run("nft", "add", "table", *takeover.TABLE.split())
 
     done = a_node.cleanup()
     assert done.exit_code == 0, done.output
@@ -189,3 +193,28 @@ def test_what_others_have_on_the_same_devices_stays(a_node: Node, loaded: Loaded
     now = picture(a_node.network)
     assert {what: now[what] for what in now if now[what] != before[what]} == {}
     assert "to_network" in run("tc", "filter", "show", "dev", "eth0", "ingress")
+
+
+class Twice(ExitStack):
+    """Somebody else removes each route just before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._real: Any = self.enter_context(IPRoute())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+    def route(self, command: str, **what: Any) -> None:
+        self._real.route(command, **what)
+        self._real.route(command, **what)
+
+
+@pytest.mark.parametrize("a_node", ["tcx"], indirect=True)
+def test_a_route_that_is_gone_already_is_no_trouble(a_node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    with a_node.agent():
+        pass
+    monkeypatch.setattr(uninstall, "IPRoute", Twice)
+    done = a_node.cleanup()
+    assert done.exit_code == 0, done.output
+    assert "route 10.202.2.0/24 via 172.31.2.12" in done.output

@@ -123,6 +123,12 @@ async def test_what_is_granted_is_what_the_services_publish() -> None:
     assert set(WRITTEN["policy-sync"]) == policy_sync.sync.RANKS.keys()
 
 
+async def test_users_of_clusters_that_share_an_etcd_can_be_told_apart() -> None:
+    printed = CliRunner().invoke(tidegate, ["etcd-roles", "--cluster=b", "--user-prefix=b-"], catch_exceptions=False)
+    granted = [line.split()[3:] for line in printed.output.splitlines() if line.startswith("etcdctl user grant-role")]
+    assert granted == [[f"b-{service}", f"tidegate-b-{service}"] for service in SERVICES]
+
+
 @pytest.mark.parametrize("service", SERVICES)
 async def test_each_writes_its_own_keys_and_no_other(open_as: Open, service: str) -> None:
     store = open_as(service)

@@ -121,7 +121,10 @@ def decode() -> None:
 
 @click.command(name="etcd-roles")
 @click.option("--cluster", default="default", envvar="TIDEGATE_CLUSTER", show_default=True)
-def etcd_roles(cluster: str) -> None:
+@click.option(
+    "--user-prefix", default="", help="Of the users' names: Common Names of clusters that share an etcd differ."
+)
+def etcd_roles(cluster: str, user_prefix: str) -> None:
     """Commands for an etcd with authentication: the roles and users of the three services; `… | sh` runs them.
 
     etcdctl takes its endpoints and certificates from its own variables (ETCDCTL_ENDPOINTS, ETCDCTL_CACERT, …).
@@ -130,7 +133,7 @@ def etcd_roles(cluster: str) -> None:
         keys = Keyspace(cluster)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--cluster") from error
-    click.echo("\n".join(script(keys)))
+    click.echo("\n".join(script(keys, user_prefix)))
 
 
 @click.command()

@@ -44,8 +44,11 @@ def role(keys: Keyspace, service: str) -> str:
     return f"tidegate-{keys.cluster}-{service}"
 
 
-def script(keys: Keyspace) -> Iterator[str]:
-    """Lines for a shell that make roles and users, or add to them what they lack. A user is a certificate's CN."""
+def script(keys: Keyspace, user_prefix: str = "") -> Iterator[str]:
+    """Lines for a shell that make roles and users, or add to them what they lack. A user is a certificate's CN.
+
+    `user_prefix` tells the users of clusters apart that share an etcd: roles add up.
+    """
     yield "set -e"
     for service in WRITTEN:
         name = role(keys, service)
@@ -53,5 +56,6 @@ def script(keys: Keyspace) -> Iterator[str]:
         for grant in grants(keys, service):
             permission = "readwrite" if grant.writes else "read"
             yield f"etcdctl role grant-permission {name} --prefix=true {permission} {grant.prefix}"
-        yield f"etcdctl user get {service} >/dev/null 2>&1 || etcdctl user add {service} --no-password"
-        yield f"etcdctl user grant-role {service} {name}"
+        user = f"{user_prefix}{service}"
+        yield f"etcdctl user get {user} >/dev/null 2>&1 || etcdctl user add {user} --no-password"
+        yield f"etcdctl user grant-role {user} {name}"

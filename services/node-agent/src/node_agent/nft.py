@@ -10,6 +10,7 @@ import subprocess
 
 MARK_MASK, MARK_JUDGED = 0x00F00000, 0x00100000
 
+TABLE = "inet tidegate"
 RULES = 3  # of the chain
 
 REASON = "UNJUDGED", "forwarded pod traffic that no program of ours has judged"
@@ -22,9 +23,9 @@ class GuardError(Exception):
 def ruleset(pattern: str) -> str:
     """`pattern` is a shell pattern of pod devices with its only `*` at the end (nft knows no other)."""
     return f"""
-table inet tidegate
-delete table inet tidegate
-table inet tidegate {{
+table {TABLE}
+delete table {TABLE}
+table {TABLE} {{
   counter unjudged {{ }}
   chain forward {{
     type filter hook forward priority -10; policy accept;

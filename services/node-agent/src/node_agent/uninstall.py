@@ -1,12 +1,12 @@
 """`tidegate cleanup`: everything that an agent has left on its node goes; run it once the agent is stopped."""
 
 import asyncio
+import errno
 import json
 import os
 import shutil
 import socket
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import click
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from node_agent import filters, links, nft
+from node_agent import filters, links, nft, takeover
 from node_agent.attach import HANDLE, HANDLE6, PRIORITY
 from node_agent.routes import PROTOCOL
 
@@ -63,7 +63,7 @@ def uninstall(where: Places) -> list[str]:
     try:
         return [
             *_cni(where.cni),
-            *asyncio.run(_guard()),
+            *asyncio.run(_tables()),
             *_programs(where.bpffs),
             *_routes(),
             *_directory(where.bpffs, "maps, programs and links"),
@@ -79,11 +79,12 @@ def _cni(link: Path | None) -> Iterator[str]:
         yield f"CNI configuration {link}"
 
 
-async def _guard() -> list[str]:
-    if not await nft.has_table("inet tidegate"):
-        return []
-    await nft.run_script("delete table inet tidegate\n")
-    return ["nftables: table inet tidegate"]
+async def _tables() -> list[str]:
+    """The guard, and what an agent that took over from kube-proxy needs until the last such connection has ended."""
+    there = [table for table in (nft.TABLE, takeover.TABLE) if await nft.has_table(table)]
+    for table in there:
+        await nft.run_script(f"delete table {table}\n")
+    return [f"nftables: table {table}" for table in there]
 
 
 def _programs(bpffs: Path) -> Iterator[str]:
@@ -135,8 +136,11 @@ def _routes() -> Iterator[str]:
                     continue
                 cidr = f"{message.get_attr('RTA_DST')}/{message['dst_len']}"
                 via = message.get_attr("RTA_GATEWAY")
-                with suppress(ProcessLookupError):
+                try:
                     route.route("del", dst=cidr, gateway=via, family=family, proto=PROTOCOL)
+                except NetlinkError as error:
+                    if error.code != errno.ESRCH:  # gone already
+                        raise
                 yield f"route {cidr} via {via}"
 
 
