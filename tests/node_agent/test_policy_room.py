@@ -166,3 +166,14 @@ def test_pods_that_found_no_room_get_it_with_another_one_of_their_identity() -> 
     agent.change(pod("web-2", WEB, "10.0.1.7"))  # before the agent looks for what has gone
     assert {agent.rows("endpoints")[ip]["identity"] for ip in (IP, "10.0.1.7")} == {WEB}
     assert agent.view.refused_policies == {}
+
+
+def test_rules_that_found_no_room_find_it_when_their_sets_have_become_smaller() -> None:
+    agent = Agent(sizes=SIZES)
+    agent.route({IP: 7})
+    agent.snapshot({**pod("web", WEB, IP), **subject(WEB, 6), **policy(6, 301, 11)})
+    assert agent.rows("endpoints")[IP]["flags"] & EP_CLOSED
+    agent.change(members(301, 0, *range(2000, 2010)))
+    settled(agent)
+    assert agent.rows("endpoints")[IP]["identity"] == WEB
+    assert members_of(agent, 301) == 10

@@ -22,6 +22,7 @@ from tidegate.records import (
 from tidegate.records.addresses import innermost
 
 NO_SHARD = -1  # where the members of a set stand that has no records any more
+NEVER = -1
 SIZED = ("rules", "members", "peer_blocks")
 
 
@@ -192,6 +193,8 @@ class PolicyView:
         if not shards:
             del self._shards[group]
         if group not in self._set_users:
+            if len(after) < len(before):
+                self._tried = NEVER  # rules that wait for room may need less
             return
         # While a set is spread anew, a member may stand in two shards.
         others = [members for number, members in shards.items() if number != shard]
