@@ -161,3 +161,16 @@ async def test_a_killed_leader_is_replaced_and_never_two_write(
             if process.returncode is None:
                 process.kill()
                 await process.wait()
+
+
+async def test_terms_that_were_lost_leave_no_trace_in_the_task_that_leads() -> None:
+    """A call that is cancelled with its channel is a failure of the store only for a task that nobody cancels."""
+    candidate = Candidate(MemoryStore(), "one")
+    for error in (FencedError("another leads"), UnavailableError("etcd is gone"), None):
+        await leads(candidate)
+        terms = len(candidate.terms)
+        candidate.end_work(error)
+        while len(candidate.terms) == terms:  # noqa: ASYNC110  # nothing tells of the next one
+            await asyncio.sleep(0.01)
+        assert candidate.task.cancelling() == 0
+    await candidate.stop()

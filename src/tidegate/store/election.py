@@ -28,7 +28,9 @@ async def lead(store: Store, key: str, holder: str, work: Callable[[Fence], Awai
         began = time.monotonic()
         log.info("leading", epoch=term.fence.create_revision)
         try:
-            await _serve(term, work)
+            # In a task of its own: up to Python 3.12 a task whose TaskGroup has failed counts as being cancelled ever
+            # after (Task.cancelling), and the next call that is cancelled with its channel would end it in silence.
+            await asyncio.create_task(_serve(term, work))
         except* (_LostError, StoreError) as group:
             log.warning("no longer leading", reason="; ".join(str(error) for error in group.exceptions))
         finally:
