@@ -179,6 +179,15 @@ def test_a_node_is_as_it_was(a_node: Node) -> None:
     assert (again.exit_code, again.output) == (0, "nothing of an agent's is here\n")
 
 
+def test_a_directory_that_is_no_agents_stays(tmp_path: Path) -> None:
+    (tmp_path / "papers").write_text("mine")
+    for options in ([f"--state={tmp_path}"], [f"--state={tmp_path / 'none'}", f"--bpffs={tmp_path}"]):
+        done = CliRunner().invoke(tidegate, ["cleanup", *options])
+        assert done.exit_code == 1
+        assert "is --" in done.output
+    assert (tmp_path / "papers").exists()
+
+
 def test_what_others_have_on_the_same_devices_stays(a_node: Node, loaded: Loaded) -> None:
     run = a_node.network.node.run
     run("tc", "qdisc", "add", "dev", "eth0", "clsact")

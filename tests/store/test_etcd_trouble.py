@@ -8,12 +8,13 @@ from signal import SIGCONT, SIGSTOP
 from typing import Any
 
 import pytest
+from etcd3aio.kv import KVService
 
 from tidegate.store import Batch, Delete, FencedError, Put, Snapshot, Store, UnavailableError
 from tidegate.store import etcd as etcd_module
-from tidegate.store.etcd import EtcdStore
+from tidegate.store.etcd import FIRST_PAGE, PAGE_GROWTH, EtcdStore
 from tidegate.store.local import EtcdProcess
-from tidegate.store.protocol import Guard, StaleError
+from tidegate.store.protocol import MAX_OPERATIONS, Guard, StaleError
 from tidegate.store.watch import Assembler
 
 PATIENCE = 60.0
@@ -361,3 +362,26 @@ async def test_of_a_killed_leader_the_lease_runs_out(etcd: EtcdProcess, open_sto
         await store.transact([Put(f"{prefix}a", b"")], first.fence)
     await store.transact([Put(f"{prefix}a", b"")], second.fence)
     await second.resign()
+
+
+async def test_pages_that_take_too_long_become_smaller(
+    etcd: EtcdProcess, open_store: OpenStore, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(etcd.endpoint)
+    keys = [f"{prefix}{number:06}" for number in range(3 * FIRST_PAGE)]
+    for start in range(0, len(keys), MAX_OPERATIONS):
+        await store.transact([Put(key, b"") for key in keys[start : start + MAX_OPERATIONS]])
+    asked: list[int] = []
+    get = KVService.get
+
+    async def slow(self: KVService, *words: Any, **options: Any) -> Any:
+        asked.append(options["limit"])
+        if options["limit"] > FIRST_PAGE:
+            raise TimeoutError
+        return await get(self, *words, **options)
+
+    monkeypatch.setattr(KVService, "get", slow)
+    with pytest.raises(UnavailableError):
+        await store.snapshot(prefix)
+    assert asked == [FIRST_PAGE, PAGE_GROWTH * FIRST_PAGE]
+    assert list((await store.snapshot(prefix)).values) == keys

@@ -68,6 +68,7 @@ class EtcdStore:
         read_tls(settings)  # what is wrong with the files is told at once
         endpoints = [parse_endpoint(text) for text in settings.etcd]
         self._connection = Connection(endpoints, lambda: read_tls(settings))
+        self._largest_page = LARGEST_PAGE
         self._troubles: dict[int, str] = {}  # one a follower
 
     @property
@@ -97,8 +98,13 @@ class EtcdStore:
         start, end = encode_key(prefix), prefix_range_end(encode_key(prefix))
         revision, cluster, limit = 0, 0, FIRST_PAGE
         while True:
-            async with self._connection.link() as link:
-                page = await link.kv.get(start, end, revision=revision, limit=limit, timeout=DEADLINE)
+            try:
+                async with self._connection.link() as link:
+                    page = await link.kv.get(start, end, revision=revision, limit=limit, timeout=DEADLINE)
+            except UnavailableError:
+                # It may have been too much for the deadline: the next try asks for less at a time.
+                self._largest_page = max(FIRST_PAGE, min(self._largest_page, limit // PAGE_GROWTH))
+                raise
             if not revision:
                 revision, cluster = page.header.revision, page.header.cluster_id
             elif page.header.cluster_id != cluster:
@@ -111,7 +117,7 @@ class EtcdStore:
             if not page.more:
                 break
             start = page.kvs[-1].key + b"\0"
-            limit = _next_limit(limit, len(page.kvs), page.ByteSize())
+            limit = min(_next_limit(limit, len(page.kvs), page.ByteSize()), self._largest_page)
         newest.sort(key=lambda entry: entry[1].mod_revision)
         return Snapshot(revision, values), History(cluster, revision, dict(newest[-TRACES:]))
 

@@ -17,6 +17,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from node_agent import filters, links, nft, takeover
 from node_agent.attach import HANDLE, HANDLE6, PRIORITY
+from node_agent.loader.pins import is_bpffs
 from node_agent.routes import PROTOCOL
 
 ALL_PROTOCOLS = 3  # ETH_P_ALL, as the filters were made
@@ -58,6 +59,10 @@ def uninstall(where: Places) -> list[str]:
     First the CNI configuration, so that no pod starts that nobody judges; the guard before the programs, without which
     it would let nothing pass. Raises UninstallError.
     """
+    if where.state.is_dir() and any(where.state.iterdir()) and not (where.state / "agent.json").exists():
+        raise UninstallError(f"{where.state} has no agent.json: it is no agent's directory; is --state right?")
+    if where.bpffs.is_dir() and not is_bpffs(where.bpffs):
+        raise UninstallError(f"{where.bpffs} is in no bpf file system: is --bpffs right?")
     if is_running(where.state):
         raise UninstallError(f"an agent is running ({where.state / 'agent.sock'} answers): stop it first")
     try:
