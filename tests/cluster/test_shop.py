@@ -66,7 +66,7 @@ def test_the_shop_with_the_older_hooks() -> None:
 
 def test_the_shop_with_etcd_as_on_a_cluster() -> None:
     """Three members, TLS, a role for each service; one member after the other dies and comes back."""
-    cluster = start("s", "--nodes", "2", "--secure")
+    cluster = start("e", "--nodes", "2", "--secure")
     try:
         register = cluster.register
         asked = partial(

@@ -249,6 +249,7 @@ async def test_large_prefixes_are_read_in_pages_at_one_revision(
 async def test_a_snapshot_overtaken_by_compaction_begins_anew(
     etcd: EtcdProcess, open_store: OpenStore, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("tidegate.store.etcd.FIRST_PAGE", 400)
     store = open_store(etcd.endpoint)
     for start in range(0, 1_200, 100):
         await store.transact([Put(f"{prefix}{i:05}", b"") for i in range(start, start + 100)])
