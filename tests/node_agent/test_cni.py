@@ -104,8 +104,23 @@ def test_runtimes_watch_the_directory_so_a_change_makes_the_link_anew(cni: CniCo
 def test_what_somebody_removes_comes_back(cni: CniConfiguration, link: Path) -> None:
     cni.write(NODE)
     link.unlink()
+    cni.look_again()
     cni.write(NODE)
     assert link.exists()
+
+
+def test_without_a_look_nothing_is_done_for_the_same_record(
+    cni: CniConfiguration, link: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is asked for with each change in the cluster."""
+    asked: list[None] = []
+    monkeypatch.setattr("node_agent.cni.smallest_mtu", lambda _: asked.append(None))
+    for _ in range(5):
+        cni.write(NODE)
+    assert len(asked) == 1
+    cni.look_again()
+    cni.write(NODE)
+    assert len(asked) == 2
 
 
 @pytest.mark.parametrize("node", [None, Node()])

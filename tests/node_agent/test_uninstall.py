@@ -9,14 +9,12 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from pyroute2 import IPRoute
 from tests.bpf.conftest import COMPILED
 from tests.bpf.kernel import Loaded
 from tests.leftovers import BPF
@@ -24,7 +22,7 @@ from tests.node_agent.netns import PATIENCE, PREFIX, Network, until
 from tests.node_agent.test_agent import RECORDS
 from tests.node_agent.world import KEYS, MARKS, OWN, node, puts
 
-from node_agent import links, takeover, uninstall
+from node_agent import links, routes, takeover
 from node_agent.syscall import bpf
 from node_agent.uninstall import is_running
 from tidegate.cli.root import tidegate
@@ -204,26 +202,18 @@ def test_what_others_have_on_the_same_devices_stays(a_node: Node, loaded: Loaded
     assert "to_network" in run("tc", "filter", "show", "dev", "eth0", "ingress")
 
 
-class Twice(ExitStack):
-    """Somebody else removes each route just before."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._real: Any = self.enter_context(IPRoute())
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._real, name)
-
-    def route(self, command: str, **what: Any) -> None:
-        self._real.route(command, **what)
-        self._real.route(command, **what)
-
-
 @pytest.mark.parametrize("a_node", ["tcx"], indirect=True)
 def test_a_route_that_is_gone_already_is_no_trouble(a_node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     with a_node.agent():
         pass
-    monkeypatch.setattr(uninstall, "IPRoute", Twice)
+    change = routes.change
+
+    def twice(changes: Sequence[tuple[str, str, str]]) -> dict[int, int]:
+        """Somebody else removes each route just before."""
+        change(changes)
+        return change(changes)
+
+    monkeypatch.setattr(routes, "change", twice)
     done = a_node.cleanup()
     assert done.exit_code == 0, done.output
     assert "route 10.202.2.0/24 via 172.31.2.12" in done.output

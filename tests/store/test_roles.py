@@ -13,17 +13,17 @@ from click.testing import CliRunner
 
 import endpoint_sync.sync
 import policy_sync.sync
+from playground.etcd import CERTIFICATES, ENABLE
 from tidegate.cli.root import tidegate
 from tidegate.records import Keyspace
 from tidegate.records.grants import WRITTEN
 from tidegate.runtime.settings import CommonSettings
 from tidegate.store import Batch, Put, Snapshot, StoreError, UnavailableError
 from tidegate.store.etcd import EtcdStore
-from tidegate.store.local import EtcdFiles, EtcdProcess, free_port
+from tidegate.store.local import EtcdFiles, EtcdProcess
 
 KEYS = Keyspace("default")
 SERVICES = tuple(WRITTEN)
-SCRIPT = Path(__file__).parents[2] / "compose/kubernetes/certificates.sh"
 
 # Every key that there is (tidegate.records.keys), by who writes it.
 OF = {
@@ -56,29 +56,20 @@ NOBODYS = ["/tidegate/default/v1/meta/synced/another", "/tidegate/other/v1/nodes
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("certificates")
-    subprocess.run([SCRIPT, directory, "192.0.2.1", "etcd.example"], check=True, capture_output=True)
+    subprocess.run([CERTIFICATES, directory, "192.0.2.1", "etcd.example"], check=True, capture_output=True)
     return directory
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def endpoint(tmp_path_factory: pytest.TempPathFactory, certificates: Path) -> AsyncIterator[str]:
     """Of an etcd that lets in nobody without a certificate, after the commands of `tidegate etcd-roles`."""
-    secure, plain = free_port(), free_port()
-    options = (
-        f"--listen-client-urls=http://127.0.0.1:{plain},https://127.0.0.1:{secure}",
-        f"--cert-file={certificates / 'member.crt'}",
-        f"--key-file={certificates / 'member.key'}",
-        f"--trusted-ca-file={certificates / 'ca.crt'}",
-        "--client-cert-auth",
-    )
-    process = EtcdProcess(tmp_path_factory.mktemp("etcd"), plain, options)
+    process = EtcdProcess(tmp_path_factory.mktemp("etcd"), files=EtcdFiles.of(certificates))
     await process.start()
     try:
         printed = CliRunner().invoke(tidegate, ["etcd-roles"], catch_exceptions=False).output * 2  # once more: no harm
-        enabling = "etcdctl user add root --no-password\netcdctl user grant-role root root\netcdctl auth enable\n"
         environment = os.environ | {
             "ETCDCTL_API": "3",
-            "ETCDCTL_ENDPOINTS": f"https://127.0.0.1:{secure}",
+            "ETCDCTL_ENDPOINTS": f"https://{process.endpoint}",
             "ETCDCTL_CACERT": str(certificates / "ca.crt"),
             "ETCDCTL_CERT": str(certificates / "root.crt"),
             "ETCDCTL_KEY": str(certificates / "root.key"),
@@ -86,9 +77,9 @@ async def endpoint(tmp_path_factory: pytest.TempPathFactory, certificates: Path)
         shell = await asyncio.create_subprocess_exec(
             "sh", env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
-        await shell.communicate((printed + enabling).encode())
+        await shell.communicate((printed + ENABLE).encode())
         assert shell.returncode == 0
-        yield f"127.0.0.1:{secure}"
+        yield process.endpoint
     finally:
         process.kill()
 
@@ -179,11 +170,10 @@ async def test_certificates_are_replaced_without_a_restart(tmp_path: Path) -> No
     """Another CA, and all that it signs: etcd starts anew with them, the follower goes on."""
     first, second, used = (tmp_path / name for name in ("first", "second", "used"))
     for directory in (first, second):
-        script = await asyncio.create_subprocess_exec(SCRIPT, directory, "127.0.0.1", stdout=subprocess.DEVNULL)
+        script = await asyncio.create_subprocess_exec(CERTIFICATES, directory, "127.0.0.1", stdout=subprocess.DEVNULL)
         assert await script.wait() == 0
     used.symlink_to(first)
-    own = EtcdFiles(*(used / name for name in ("ca.crt", "member.crt", "member.key", "root.crt", "root.key")))
-    etcd = EtcdProcess(tmp_path / "etcd", files=own)
+    etcd = EtcdProcess(tmp_path / "etcd", files=EtcdFiles.of(used))
     await etcd.start()
     store = EtcdStore(
         CommonSettings(

@@ -4,7 +4,7 @@ import asyncio
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -141,15 +141,7 @@ def resolve(common: CommonSettings) -> CommonSettings:
     known = playground()
     if not known.get("etcd"):
         return common
-    found = playground_settings(known)
-    return replace(
-        common,
-        etcd=found.etcd,
-        cluster=found.cluster,
-        etcd_ca=found.etcd_ca,
-        etcd_cert=found.etcd_cert,
-        etcd_key=found.etcd_key,
-    )
+    return playground_settings(known)
 
 
 def playground_settings(known: Mapping[str, Any], endpoint: str = "etcd") -> CommonSettings:

@@ -115,10 +115,11 @@ class Keyspace:
 
     @property
     def endpoints(self) -> str:
+        """What the keys of all endpoints begin with."""
         return f"{self.prefix}endpoints/"
 
     def endpoint(self, namespace: str, pod: str) -> str:
-        return f"{self.prefix}endpoints/{namespace}/{pod}"
+        return f"{self.endpoints}{namespace}/{pod}"
 
     def service(self, namespace: str, name: str) -> str:
         return f"{self.prefix}services/{namespace}/{name}"

@@ -39,6 +39,12 @@ class EtcdFiles:
     client_certificate: Path
     client_key: Path
 
+    @classmethod
+    def of(cls, directory: Path) -> "EtcdFiles":
+        """As compose/kubernetes/certificates.sh makes them; the client is `root`."""
+        names = ("ca.crt", "member.crt", "member.key", "root.crt", "root.key")
+        return cls(*(directory / name for name in names))
+
     @property
     def flags(self) -> list[str]:
         own = {"cert-file": self.certificate, "key-file": self.key, "trusted-ca-file": self.ca}

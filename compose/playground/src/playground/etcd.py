@@ -24,8 +24,7 @@ class Etcd:
         if self._certificates is None:
             self.members = {"etcd": EtcdProcess(directory)}
             return
-        path = self._certificates
-        own = EtcdFiles(path / "ca.crt", path / "member.crt", path / "member.key", path / "root.crt", path / "root.key")
+        own = EtcdFiles.of(self._certificates)
         self.members = {
             f"etcd-{index}": EtcdProcess(directory / str(index), name=f"etcd-{index}", files=own)
             for index in range(MEMBERS)
@@ -64,12 +63,13 @@ class Etcd:
             for member in self.members.values():
                 group.create_task(member.start())
         if self._certificates is not None:
+            files = self.files("root")
             environment = {
                 "ETCDCTL_API": "3",
                 "ETCDCTL_ENDPOINTS": self.endpoint,
-                "ETCDCTL_CACERT": str(self._certificates / "ca.crt"),
-                "ETCDCTL_CERT": str(self._certificates / "root.crt"),
-                "ETCDCTL_KEY": str(self._certificates / "root.key"),
+                "ETCDCTL_CACERT": files["etcd_ca"],
+                "ETCDCTL_CERT": files["etcd_cert"],
+                "ETCDCTL_KEY": files["etcd_key"],
             }
             await _shell("\n".join([*script(Keyspace(CLUSTER)), ENABLE]), environment)
 

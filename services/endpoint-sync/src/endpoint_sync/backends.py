@@ -77,13 +77,12 @@ class Backends:
                 self.shapes[shape(each)] += change
 
     def _reshard(self, count: int) -> None:
-        self.touch_all()
+        self.touch_all(count)
         before = self.shards
         self.shards = [{} for _ in range(count)]
         for shard in before:
             for address, backend in shard.items():
                 self.shards[shard_of(address, count)][address] = backend
-        self.touch_all()
 
     def touched_shards(self, wanted: bool) -> Iterator[tuple[int, BackendShard | None]]:
         """Shards that are not published as they are, which they are then; none are to be unless `wanted`."""

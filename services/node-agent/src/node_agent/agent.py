@@ -186,6 +186,7 @@ class Agent:
             await self.upkeep.look()
             await self.takeover.look()
             self.attachments.devices.clear()
+            self.cni.look_again()
             await self.in_worker(self.attachments.attach_cgroup)
             await self.in_worker(self._set_ports)
             self.changed()

@@ -23,7 +23,7 @@ UPLINK_PROGRAMS = {
 
 # clsact: our places among the filters of others, the same at each replacement.
 PRIORITY, HANDLE, HANDLE6 = 1, 0x7467, 0x7468
-_ALL_PROTOCOLS = 3  # ETH_P_ALL
+ALL_PROTOCOLS = 3  # ETH_P_ALL
 _DIRECT_ACTION = 1  # TCA_BPF_FLAG_ACT_DIRECT
 
 
@@ -139,7 +139,7 @@ class Attachments:
                 handle=_handle(program),
                 parent=filters.PARENT[hook],
                 prio=PRIORITY,
-                protocol=_ALL_PROTOCOLS,
+                protocol=ALL_PROTOCOLS,
                 fd=self._fds[program],
                 name=f"tidegate_{program}",
                 flags=_DIRECT_ACTION,

@@ -69,6 +69,7 @@ class CniConfiguration:
         self._file = state / NAME
         self._uplinks = uplinks
         self._written: str | None = None
+        self._looked: Node | None = None  # the record that all is as it should be for, as far as was looked
         self.problems: dict[str, str] = {}
 
     def begin(self) -> None:
@@ -80,9 +81,13 @@ class CniConfiguration:
             except OSError as error:
                 self._trouble(error)
 
+    def look_again(self) -> None:
+        """The next `write` looks whether the file is there, and what the uplinks are like."""
+        self._looked = None
+
     def write(self, node: Node | None) -> None:
-        """To be called when pods can be judged, with the record of this node."""
-        if self._link is None:
+        """To be called when pods can be judged, with the record of this node; with the same one it costs nothing."""
+        if self._link is None or (node is not None and node is self._looked):
             return
         self.problems = {}
         if node is None or not node.pod_cidrs:
@@ -96,6 +101,7 @@ class CniConfiguration:
                 self._make_link(self._link)
                 self._written = text
                 log.info("CNI configuration written", path=str(self._link), pod_cidrs=cidrs)
+            self._looked = node
         except OSError as error:
             self._trouble(error)
 

@@ -60,12 +60,11 @@ class Routes:
             self._done = want
             return 0
         if self._have is None:
-            async with AsyncIPRoute() as route:
-                self._have = await _read(route)
+            self._have = await read()
         have, self._done = self._have, None
         changes = [("replace", cidr, via) for cidr, via in want.items() if have.get(cidr) != via]
         changes += [("del", cidr, via) for cidr, via in have.items() if cidr not in want]
-        refused = _change(changes)
+        refused = change(changes)
         self.problems = {
             cidr: f"route to {cidr} via {via}: {os.strerror(refused[index])}"
             for index, (command, cidr, via) in enumerate(changes)
@@ -76,12 +75,15 @@ class Routes:
         return len(changes) - len(refused)
 
 
-def _change(changes: Sequence[tuple[str, str, str]]) -> dict[int, int]:
-    """Command, CIDR and gateway; index → errno of those that the kernel refused. A thousand take some milliseconds."""
+def change(changes: Sequence[tuple[str, str, str]]) -> dict[int, int]:
+    """Command ("replace", "del"), CIDR and gateway; index → errno of those that the kernel refused.
+
+    A thousand take some milliseconds. Raises OSError.
+    """
     if not changes:
         return {}
     with connect(socket.NETLINK_ROUTE) as to:
-        return change_all(to, [_request(*change) for change in changes])
+        return change_all(to, [_request(*each) for each in changes])
 
 
 def _request(command: str, cidr: str, via: str) -> Request:
@@ -93,11 +95,13 @@ def _request(command: str, cidr: str, via: str) -> Request:
     return Request(kind, flags, body + attribute(RTA_GATEWAY, socket.inet_pton(family, via)))
 
 
-async def _read(route: AsyncIPRoute) -> dict[str, str]:
+async def read() -> dict[str, str]:
+    """CIDR → gateway of the routes that are ours. Raises NetlinkError, OSError."""
     found = {}
-    for family in (socket.AF_INET, socket.AF_INET6):
-        message: Any
-        async for message in await route.get_routes(family=family):
-            if message["proto"] == PROTOCOL and message.get_attr("RTA_GATEWAY"):
-                found[f"{message.get_attr('RTA_DST')}/{message['dst_len']}"] = message.get_attr("RTA_GATEWAY")
+    async with AsyncIPRoute() as route:
+        for family in (socket.AF_INET, socket.AF_INET6):
+            message: Any
+            async for message in await route.get_routes(family=family):
+                if message["proto"] == PROTOCOL and message.get_attr("RTA_GATEWAY"):
+                    found[f"{message.get_attr('RTA_DST')}/{message['dst_len']}"] = message.get_attr("RTA_GATEWAY")
     return found

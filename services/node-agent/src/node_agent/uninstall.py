@@ -15,12 +15,9 @@ import click
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from node_agent import filters, links, nft, takeover
-from node_agent.attach import HANDLE, HANDLE6, PRIORITY
+from node_agent import filters, links, nft, routes, takeover
+from node_agent.attach import ALL_PROTOCOLS, HANDLE, HANDLE6, PRIORITY
 from node_agent.loader.pins import is_bpffs
-from node_agent.routes import PROTOCOL
-
-ALL_PROTOCOLS = 3  # ETH_P_ALL, as the filters were made
 
 
 class UninstallError(Exception):
@@ -133,20 +130,12 @@ def _filters(route: IPRoute, index: int, hook: str, ours: set[int]) -> bool:
     return removed
 
 
-def _routes() -> Iterator[str]:
-    with IPRoute() as route:
-        for family in (socket.AF_INET, socket.AF_INET6):
-            for message in list(route.get_routes(family=family, proto=PROTOCOL)):
-                if message["proto"] != PROTOCOL:
-                    continue
-                cidr = f"{message.get_attr('RTA_DST')}/{message['dst_len']}"
-                via = message.get_attr("RTA_GATEWAY")
-                try:
-                    route.route("del", dst=cidr, gateway=via, family=family, proto=PROTOCOL)
-                except NetlinkError as error:
-                    if error.code != errno.ESRCH:  # gone already
-                        raise
-                yield f"route {cidr} via {via}"
+def _routes() -> list[str]:
+    ours = list(asyncio.run(routes.read()).items())
+    for index, code in routes.change([("del", cidr, via) for cidr, via in ours]).items():
+        if code != errno.ESRCH:  # gone already
+            raise OSError(code, f"remove the route to {ours[index][0]}: {os.strerror(code)}")
+    return [f"route {cidr} via {via}" for cidr, via in ours]
 
 
 def _directory(path: Path, what: str) -> Iterator[str]:

@@ -51,8 +51,6 @@ KINDS = (
     Subject,
 )
 
-ENDPOINTS = "endpoints/"
-
 
 class View:
     """Takes complete snapshots and batches; a record that cannot be understood leaves the previous one in force."""
@@ -112,7 +110,7 @@ class View:
         for key in [key for key in self._all_known() if key not in values]:
             self._set(key, None)
         # Rules first: an endpoint is looked at once, when it is known whether it can be judged.
-        prefix = f"{self._keys.prefix}{ENDPOINTS}"
+        prefix = self._keys.endpoints
         endpoints = [item for item in values.items() if item[0].startswith(prefix)]
         others = [item for item in values.items() if not item[0].startswith(prefix)]
         values.clear()
