@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 SOURCES := src services compose tests
 
-.PHONY: demo demo-down test bench bench-quick check-images lint format lock clean
+.PHONY: demo demo-down test fuzz bench bench-quick check-images lint format lock clean
 
 # DEMO_ARGS=--secure: with three members of etcd, TLS, and a role for each service.
 demo: $(VENV)/.installed
@@ -16,6 +16,12 @@ demo-down: $(VENV)/.installed
 
 test: $(VENV)/.installed
 	$(BIN)/pytest $(PYTEST_ARGS)
+
+# Other packets, records and objects each time, for so many minutes or until something is found.
+MINUTES := 10
+
+fuzz: $(VENV)/.installed
+	$(BIN)/python -m tests.fuzz $(MINUTES)
 
 # BENCH_ARGS="--only 'requests-*'" measures a part; `$(BIN)/python -m tests.bench page build/bench.json docs/performance.md`
 # writes the tables of a run into the page.

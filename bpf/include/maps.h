@@ -1,8 +1,8 @@
 /* All maps. Each is pinned under <bpffs>/maps/<its name>.
  *
  * SIZE_<map> is the number of entries; the loader's --size <map>=N takes the place of these defaults, which no code depends on.
- * OWNED_BY_PROGRAMS lists the maps that only programs fill: where their definition changed, the loader replaces them
- * by fresh ones. All others are the agent's and changing them is an error that the loader reports.
+ * OWNED_BY_PROGRAMS lists the maps that programs fill, all others are the agent's: where a definition changes, the loader
+ * carries entries over by the names of fields, and for a map of the agent programs wait until it is filled (docs/upgrade.md).
  */
 #pragma once
 

@@ -88,7 +88,10 @@ class Map:
         self._slot = -(-entry.value_size // 8) * 8 if self._copies > 1 else entry.value_size
 
     def set(self, key: Fields, value: Fields) -> None:
-        raw = pack(self.entry.value, value)
+        self.set_raw(key, pack(self.entry.value, value))
+
+    def set_raw(self, key: Fields, raw: bytes) -> None:
+        """Of per-CPU maps the values of all CPUs, each padded to 8 bytes."""
         result = _LIBBPF.bpf_map_update_elem(self.fd, pack(self.entry.key, key), raw, ctypes.c_ulonglong(0))
         _check(result, f"write {self.entry.path}")
 

@@ -1,13 +1,18 @@
 """Whatever an object holds, it costs itself alone: both services go on, and when it is mended nothing is left of it."""
 
+import asyncio
 import copy
 import random
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tests.endpoint_sync.world import (
     Object,
     World,
+    annotated,
+    config_map,
     endpoint_slice,
     match,
     namespace,
@@ -16,10 +21,13 @@ from tests.endpoint_sync.world import (
     policy,
     service,
 )
+from tests.fuzz.limits import fuzzing
 from tests.mutations import Mutator
 
 GOOD: list[Object] = [
-    namespace("shop", team="a"),
+    annotated(namespace("shop", team="a"), "policy.tidegate.dev/audit"),
+    config_map("kube-system/ip-masq-agent", config="nonMasqueradeCIDRs: [10.0.0.0/8]"),
+    {"kind": "NetworkLogging", "metadata": {"name": "default"}, "spec": {"cluster": {"allow": {"log": True}}}},
     node("n1", "172.30.0.11", cidr="10.1.0.0/24"),
     pod("shop/a", "10.1.0.2", {"app": "web"}, {"http": ("TCP", 80)}, uid="u", ownerReferences=[{"kind": "Job"}]),
     pod("shop/b", "10.1.0.3", {"app": "db"}, {"http": ("TCP", 81)}),
@@ -50,12 +58,19 @@ ODD: list[Any] = [
     *(0, -1, 1, 80, 65535, 65536, 2**31, 2**63, True, None, 1.5),
     *("x", "", "10.1.0.2", "10.1.0.3", "::1", "fe80::1%eth0", "::ffff:10.1.0.2", "10.1.0.0/24", "10.1.0.0/33"),
     *("http", "TCP", "s", "n1", "None", "é" * 10),
-    *([], {}, [1], ["a"], {"a": 1}, {"": ""}, SAME_TWICE),
+    *([], {}, [1], ["a"], {"a": 1}, {"": ""}, SAME_TWICE, [[[[{"a": [[{}]]}]]]]),
+    *("\0", "‮", "\U0001f600", "١", "-" * 64, "x" * 5000, 2**64 - 1, -(2**63), 1e300),
 ]
 
 
-@pytest.mark.parametrize("seed", range(30))
-async def test_whatever_it_holds_it_costs_itself_alone(seed: int) -> None:
+@pytest.mark.fuzz
+@fuzzing(30)
+@given(st.integers(0, 2**64))
+def test_whatever_it_holds_it_costs_itself_alone(seed: int) -> None:
+    asyncio.run(change_at_random(seed))
+
+
+async def change_at_random(seed: int) -> None:
     choice = random.Random(seed)  # noqa: S311  # to be repeated, not to be secret
     mutate = Mutator(choice, ODD, keep=("kind", "metadata", "name", "namespace"))
     world = World()
@@ -72,8 +87,11 @@ async def test_whatever_it_holds_it_costs_itself_alone(seed: int) -> None:
                 world.delete(item["kind"], item["metadata"].get("namespace", ""), item["metadata"]["name"])
                 world.put(item)
             bad = mutate(item)
-            if choice.random() < 0.5 and "labels" in item["metadata"] and isinstance(bad, dict) and "kind" in bad:
-                bad["metadata"] = {**item["metadata"], "labels": mutate(item["metadata"]["labels"])}
+            if item["kind"] == "ConfigMap" and choice.random() < 0.7:
+                bad = config_map("kube-system/ip-masq-agent", config=str(mutate("nonMasqueradeCIDRs: [10.0.0.0/8]")))
+            part = choice.choice(("labels", "annotations"))
+            if choice.random() < 0.5 and part in item["metadata"] and isinstance(bad, dict) and "kind" in bad:
+                bad["metadata"] = {**item["metadata"], part: mutate(item["metadata"][part])}
             if isinstance(bad, dict) and "kind" in bad:
                 world.put(bad)
             if choice.random() < 0.5:

@@ -69,6 +69,9 @@ def test_other_keys_are_others_business() -> None:
     assert ranges(masquerade_record({"ip-masq-agent": "nonMasqueradeCIDRs: []"})) == DEFAULTS | LINK
 
 
+# What PyYAML has no error of its own for.
+TAGGED = (("bool", "x"), ("int", ""), ("float", ""), ("timestamp", "x"))
+
 REFUSED = [
     ("no YAML", "nonMasqueradeCIDRs: [", "expected"),
     ("no map", "- 10.0.0.0/8", "object"),
@@ -90,6 +93,8 @@ REFUSED = [
     ("more than an interval", "resyncInterval: 30sx", "resyncInterval"),
     ("no date", "nonMasqueradeCIDRs: [2001-99-99]", "month"),
     ("deep", "[" * 30_000, "deep"),
+    *((f"a {kind} that is none", f"masqLinkLocal: !!{kind} '{text}'", "tag") for kind, text in TAGGED),
+    ("merge keys", "a: &a {b: c}\nd: {<<: [*a, *a]}", "merge keys"),
     ("long", "#" * 40_000, "characters"),
     ("cut JSON with tabs", '{\n\t"nonMasqueradeCIDRs": ["192.0.2.0/24"]\n', "truncated"),
 ]

@@ -42,7 +42,7 @@ from tests.node_agent.world import (
 
 from node_agent import filters, nft
 from node_agent.agent import Agent
-from node_agent.maps import possible_cpus
+from node_agent.loader.pins import possible_cpus
 from node_agent.monitor import MONITOR_DROPS, MONITOR_VERDICTS, Monitor
 from node_agent.nodesettings import NodeSettings
 from node_agent.policylog import LOG_AUDITED

@@ -11,7 +11,8 @@ from tests.node_agent.world import MAPS
 from node_agent.entries import FRONTEND_OPEN, PRESENT, Entries
 from node_agent.loader import MapEntry
 from node_agent.loader.carry import BATCH
-from node_agent.maps import Map, MapError, MapFullError, Maps, possible_cpus
+from node_agent.loader.pins import possible_cpus
+from node_agent.maps import Map, MapError, MapFullError, Maps
 from node_agent.table import ORDER
 from tidegate.records.addresses import pack_address
 

@@ -16,9 +16,10 @@ from tests.node_agent.netns import until
 from tests.node_agent.world import OWN, Agent
 
 from node_agent import policylog
-from node_agent.maps import Maps, possible_cpus
-from node_agent.policylog import LOG_DENIED, PolicyLog
-from node_agent.programsettings import SETTING_LOG, SETTING_LOG_ROUND
+from node_agent.loader.pins import possible_cpus
+from node_agent.maps import Maps
+from node_agent.policylog import LOG_DENIED, LOST, PolicyLog
+from node_agent.programsettings import SETTING_LOG, SETTING_LOG_ROUND, SETTING_LOG_TOLD
 from tidegate.records import Logging
 
 pytestmark = pytest.mark.root
@@ -132,6 +133,8 @@ async def test_another_agent_goes_on(log: Log) -> None:
         policy_log.apply(Logging(denied=True))
         log.lose(ALLOW, 5)
         await until("the loss", lambda: log.lost() == [{"allow": 5 * possible_cpus()}])
+        told = {"value": SETTING_LOG_TOLD + ALLOW - LOST["allow"]}
+        await until("that it is told", lambda: log.loaded.maps["settings"].get(told) == {"value": 5 * possible_cpus()})
     log.deny(80, 7)
     log.lose(ALLOW, 8)
     log.lose(DENY, 1)

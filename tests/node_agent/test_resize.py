@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import selectors
 import shutil
 import socket
 import subprocess
@@ -59,15 +60,20 @@ def place(network: Network, bpffs: Path, tmp_path: Path, cgroup: Path) -> Iterat
 
 
 class Stream:
-    """A connection of the pod to the outside, on which both ends send in turn."""
+    """A connection of the pod to one of these ports outside, on which both send in turn. `to`: what it addresses."""
 
-    def __init__(self, network: Network, port: int) -> None:
+    def __init__(self, network: Network, *ports: int, to: tuple[str, int] | None = None) -> None:
         with network.outside.entered():
-            server = socket.create_server((network.OUTSIDE, port))
+            servers = [socket.create_server((network.OUTSIDE, port)) for port in ports]
         with network.pod.entered():
-            self._client = socket.create_connection((network.OUTSIDE, port), 10)
-        self._server, _ = server.accept()
-        server.close()
+            self._client = socket.create_connection(to or (network.OUTSIDE, ports[0]), 10)
+        with selectors.DefaultSelector() as selector:
+            for server in servers:
+                selector.register(server, selectors.EVENT_READ, server)
+            ((reached, _),) = selector.select(10)
+        self._server, _ = reached.data.accept()
+        for server in servers:
+            server.close()
         for end in (self._client, self._server):
             end.settimeout(10)
         self.exchange()

@@ -6,6 +6,9 @@ from typing import Any
 
 import msgpack
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.fuzz.limits import fuzzing
 from tests.mutations import Mutator
 from tests.node_agent.world import (
     KEYS,
@@ -28,7 +31,7 @@ from tests.node_agent.world import (
 )
 
 from node_agent.table import ORDER, Step
-from tidegate.records import Backend, Rules, Subject, decode
+from tidegate.records import Backend, RecordError, Rules, Subject, decode
 from tidegate.records.addresses import pack_address
 from tidegate.store import Delete, Put
 
@@ -157,7 +160,28 @@ WHOLE: Values = {
 }
 
 
-@pytest.mark.parametrize("seed", range(40))
+def test_records_of_a_newer_minor_version_give_the_same_entries() -> None:
+    """With fields that this version does not know, and beside records of which it knows nothing."""
+    plain, newer = Agent(), Agent()
+    plain.snapshot(WHOLE)
+    later = {"v": [1, 9], "LATER": {"more": [1, {}]}}
+    known = {key: msgpack.packb({**msgpack.unpackb(value), **later}) for key, value in WHOLE.items()}
+    newer.snapshot({**known, f"{KEYS.prefix}later/x": msgpack.packb(later), f"{KEYS.prefix}nodes/n1/more": b""})
+    assert newer.kernel == plain.kernel
+    assert newer.view.problems == {}
+
+
+def is_rules(value: bytes) -> bool:
+    try:
+        decode(Rules, value)
+    except RecordError:
+        return False
+    return True
+
+
+@pytest.mark.fuzz
+@fuzzing(40)
+@given(st.integers(0, 2**64))
 def test_whatever_a_record_holds_it_costs_itself_alone(seed: int) -> None:
     choice = random.Random(seed)  # noqa: S311  # to be repeated, not to be secret
     mutate = Mutator(choice, ODD, keep=("v",))
@@ -174,6 +198,8 @@ def test_whatever_a_record_holds_it_costs_itself_alone(seed: int) -> None:
             key = "/".join(segments)
         with contextlib.suppress(OverflowError):  # more than msgpack knows
             value = msgpack.packb(mutate(msgpack.unpackb(value)), use_bin_type=True)
+        if "/rules/" in key and is_rules(value):
+            continue  # under one number there is one content: writers count it from the content
         added.add(key)
         if choice.random() < 0.15:
             agent.remove(key)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tidegate.records import (
     FIRST_IDENTITY,
     BackendShard,
+    Capacity,
     Endpoint,
     Identity,
     IdentityKeys,
@@ -41,8 +42,8 @@ from tidegate.records.ids import SPACE, Numbering, candidate, identity_content, 
 from tidegate.records.shards import shard_count, spread
 
 KINDS: list[type[Record]] = [
-    BackendShard, Endpoint, Identity, IdentityKeys, LastWrite, Logging, Masquerade, NamespaceAudit, NamespaceLogging,
-    Node, PeerSet, PeerShard, Problem, Rules, Service, Subject, Synced,
+    BackendShard, Capacity, Endpoint, Identity, IdentityKeys, LastWrite, Logging, Masquerade, NamespaceAudit,
+    NamespaceLogging, Node, PeerSet, PeerShard, Problem, Rules, Service, Subject, Synced,
 ]  # fmt: skip
 
 upper = st.text("ABC", min_size=1)  # no field is named so
@@ -100,6 +101,11 @@ def test_a_record_comes_back_as_it_went_in(record: Record) -> None:
     assert next(iter(unpack(encoded))) == "v"
 
 
+@given(records)
+def test_what_a_newer_version_wrote_is_written_as_what_this_one_knows(record: Record) -> None:
+    assert encode(msgspec.structs.replace(record, v=(1, 9))) == encode(record)
+
+
 @given(values(Identity), st.randoms())
 def test_equal_records_give_equal_bytes(identity: Identity, random: Any) -> None:
     items = list(identity.labels.items())
@@ -113,6 +119,39 @@ def test_equal_records_give_equal_bytes(identity: Identity, random: Any) -> None
 def test_newer_minor_versions_and_unknown_fields_are_read(record: Record, minor: int, more: dict[str, int]) -> None:
     plain = unpack(encode(record)) | more | {"v": [1, minor]}
     assert decode(type(record), msgpack.packb(plain)) == msgspec.structs.replace(record, v=(1, minor))
+
+
+def grown(kind: Any, plain: Any, more: dict[str, int]) -> Any:
+    """What was written, with fields that nobody here knows in it and in every part of it that has fields."""
+    if hasattr(kind, "__metadata__"):
+        return grown(kind.__origin__, plain, more)
+    arguments: Any = getattr(kind, "__args__", ())
+    if isinstance(plain, list) and arguments:
+        kinds = [arguments[0]] * len(plain) if arguments[-1] is Ellipsis else arguments
+        return [grown(each, item, more) for each, item in zip(kinds, plain, strict=True)]
+    if isinstance(plain, dict) and arguments:
+        return {key: grown(arguments[1], item, more) for key, item in plain.items()}
+    if not isinstance(plain, dict):
+        return plain
+    types = {field.encode_name: field.type for field in msgspec.structs.fields(kind)}
+    return {name: grown(types[name], item, more) for name, item in plain.items()} | more
+
+
+@given(records, st.dictionaries(upper, st.integers(0, 9), min_size=1))
+def test_unknown_fields_are_skipped_in_every_part_of_a_record(record: Record, more: dict[str, int]) -> None:
+    newer = grown(type(record), unpack(encode(record)), more) | {"v": [1, 7]}
+    assert decode(type(record), msgpack.packb(newer)) == msgspec.structs.replace(record, v=(1, 7))
+
+
+@given(records, st.data())
+def test_fields_that_an_older_writer_did_not_send_have_defaults(record: Record, data: st.DataObject) -> None:
+    """As long as later versions give new fields a default: of a record itself every field has one."""
+    plain = unpack(encode(record))
+    kept = data.draw(st.sets(st.sampled_from(sorted(plain)))) | {"v"}
+    older = decode(type(record), msgpack.packb({name: plain[name] for name in plain if name in kept}))
+    defaults = type(record)()
+    for name in plain.keys() - kept:
+        assert getattr(older, name) == getattr(defaults, name)
 
 
 @pytest.mark.parametrize("version", [None, 1, [1], [2, 0], [0, 9], ["1", "0"], [1, 0, 0], [1, None], {"1": 0}])
@@ -293,6 +332,7 @@ def test_keys_are_parsed_back(data: st.DataObject) -> None:
         (keys.last_write(a), LastWrite, (a,)),
         (keys.problem(a, b, c, d), Problem, (a, b, c, d)),
         (keys.problem(a, b, "", d), Problem, (a, b, "-", d)),
+        (keys.capacity(), Capacity, ("capacity",)),
         (keys.node(a), Node, (a,)),
         (keys.identity(n), Identity, (str(n),)),
         (keys.endpoint(a, b), Endpoint, (a, b)),

@@ -14,6 +14,7 @@ import yaml
 from kubernetes_asyncio.client import Configuration
 from kubernetes_asyncio.config import ConfigException
 
+from tidegate.kube.objects import UNDECODABLE
 from tidegate.kube.watch import GoneError, NotServed, Unreachable
 from tidegate.runtime.errors import SettingsError
 
@@ -99,7 +100,10 @@ class KubeClient:
             query = {"limit": str(PAGE), **({"continue": token} if token else {}), **_selector(fields)}
             page = await self._read(path, query)
             yield page
-            token = msgspec.json.decode(page, type=_Continued).metadata.get("continue") or ""
+            try:
+                token = msgspec.json.decode(page, type=_Continued).metadata.get("continue") or ""
+            except UNDECODABLE as error:
+                raise Unreachable(f"GET {path} at {self._server}: no list of objects: {error}") from error
             if not token:
                 return
 

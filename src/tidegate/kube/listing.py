@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from tidegate.kube.objects import UNDECODABLE
 from tidegate.kube.watch import Api, Resource, Unreachable
 
 Object = dict[str, Any]
@@ -24,6 +25,6 @@ async def read_objects(api: Api, resources: Iterable[Resource[Any]]) -> list[Obj
                 async for page in pages:
                     items = msgspec.json.decode(page, type=_Page).items or ()
                     found += [{**item, "kind": resource.kind} for item in items]
-        except msgspec.DecodeError as error:
+        except UNDECODABLE as error:
             raise Unreachable(f"{resource.path}: no list of objects: {error}") from error
     return found

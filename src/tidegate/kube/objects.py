@@ -8,6 +8,9 @@ from typing import TypeVar
 
 import msgspec
 
+# What decoding raises: for what is no JSON or of other types, for text that is none, for too much inside of each other.
+UNDECODABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
 
 # gc=False: nothing here refers back, and a hundred thousand of them would be looked through at each collection.
 class Part(msgspec.Struct, frozen=True, rename="camel", gc=False):

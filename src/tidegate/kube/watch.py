@@ -147,14 +147,14 @@ class _Decoder(Generic[T]):
     def __call__(self, raw: bytes | msgspec.Raw) -> T | Invalid:
         try:
             return self._decoder.decode(raw)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except objects.UNDECODABLE as error:
             return invalid(raw, str(error))
 
 
 def invalid(raw: bytes | msgspec.Raw, reason: str) -> Invalid:
     try:
         metadata = _DECODE_NAMED.decode(raw).metadata or {}
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except objects.UNDECODABLE:
         metadata = {}
     labels = metadata.get("labels")
     readable = {k: v for k, v in labels.items() if isinstance(v, str)} if isinstance(labels, dict) else {}
@@ -216,7 +216,7 @@ async def _list(api: Api, resource: Resource[T], decode: _Decoder[T]) -> AsyncGe
         async for raw in pages:
             try:
                 page = _DECODE_LIST.decode(raw)
-            except msgspec.DecodeError as error:
+            except objects.UNDECODABLE as error:
                 raise Unreachable(f"{resource.path}: no list of objects: {error}") from error
             # What is taken for an empty list empties the cluster: a JSON answer of something in between is none.
             if not page.metadata.resource_version:
@@ -240,7 +240,7 @@ def _event(line: bytes, decode: _Decoder[T], version: str) -> tuple[Event[T] | N
         if event.type == "ERROR":
             status = _DECODE_STATUS.decode(event.object)
             raise GoneError(f"the watch ended with {status.code}: {status.message}")
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except objects.UNDECODABLE as error:
         raise GoneError(f"a line of the watch is no event: {error}") from error
     if event.type == "BOOKMARK":
         return None, _version(event.object) or version
@@ -254,5 +254,5 @@ def _event(line: bytes, decode: _Decoder[T], version: str) -> tuple[Event[T] | N
 def _version(raw: msgspec.Raw) -> str:
     try:
         return str((_DECODE_NAMED.decode(raw).metadata or {}).get("resourceVersion", ""))
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except objects.UNDECODABLE:
         return ""

@@ -19,7 +19,12 @@ class RecordError(ValueError):
 
 
 def encode(record: Record) -> bytes:
-    """The record as a msgpack map. Equal records give equal bytes (fields keep their order, maps are sorted)."""
+    """The record as a msgpack map. Equal records give equal bytes (fields keep their order, maps are sorted).
+
+    One that a newer version has written has lost what only that knows: it is written as what this version knows.
+    """
+    if record.v != VERSION:
+        record = msgspec.structs.replace(record, v=VERSION)
     return _ENCODER.encode(record)
 
 

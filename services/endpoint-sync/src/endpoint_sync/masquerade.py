@@ -41,6 +41,15 @@ class Config(msgspec.Struct, frozen=True):
     resync_interval: str | None = msgspec.field(default=None, name="resyncInterval")
 
 
+class _Loader(yaml.SafeLoader):
+    """Without merge keys, with which a few lines of aliases become more nodes than there is memory."""
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        for key, _ in node.value:
+            if key.tag == "tag:yaml.org,2002:merge":
+                raise yaml.constructor.ConstructorError(None, None, "merge keys (<<) are not read", key.start_mark)
+
+
 def read_config(text: str) -> Config:
     """Raises ObjectError."""
     if len(text) > LONGEST:
@@ -50,9 +59,11 @@ def read_config(text: str) -> Config:
         if text.lstrip().startswith("{") and "\t" in text:
             return msgspec.json.decode(text, type=Config)
         # Not msgspec.yaml: it takes PyYAML's parser in C, which deep nesting crashes.
-        return msgspec.convert(yaml.safe_load(text), Config | None) or Config()
+        return msgspec.convert(yaml.load(text, _Loader), Config | None) or Config()  # noqa: S506  # a safe one
     except RecursionError as error:
         raise ObjectError(f"data.{KEY}: nested too deeply") from error
+    except (LookupError, AttributeError) as error:  # what PyYAML lets out then, as of `!!bool x` and `!!timestamp x`
+        raise ObjectError(f"data.{KEY}: a value is not what its tag (!!…) says") from error
     except (msgspec.DecodeError, yaml.YAMLError, ValueError) as error:
         raise ObjectError(f"data.{KEY}: {' '.join(str(error).split())}") from error
 

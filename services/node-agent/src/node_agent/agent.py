@@ -9,13 +9,12 @@ from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import TypeVar
 
-from node_agent import relink
 from node_agent.attach import Attachments, Devices
 from node_agent.cni import CniConfiguration
 from node_agent.entries import NO_DEVICE, Entries
 from node_agent.grace import wait_for_programs
 from node_agent.healthchecks import HealthChecks
-from node_agent.loader import Manifest, catch_up
+from node_agent.loader import Manifest
 from node_agent.maps import Maps
 from node_agent.masquerade import free_blocks, read_local_ports, settings_of
 from node_agent.namespaces import namespace_cookie
@@ -33,6 +32,7 @@ from node_agent.programsettings import (
 )
 from node_agent.release import Releaser
 from node_agent.routes import Routes, wanted
+from node_agent.succession import Succession
 from node_agent.table import ORDER, POLICY, REACHED_FROM, Step, Tables
 from node_agent.takeover import Decision, Takeover, place_of
 from node_agent.tampering import Tampering
@@ -96,6 +96,7 @@ class Agent:
         self.tables: Tables
         self.view: View
         self.attachments: Attachments
+        self._succession: Succession
         self.releaser: Releaser
         self.policy_log: PolicyLog
         self.program_settings: ProgramSettings
@@ -123,9 +124,12 @@ class Agent:
         self._set_ports()
         self._set_audit()
         self.attachments = Attachments(self.manifest, settings.bpffs, settings.cgroup, settings.attach)
-        moving = relink.start(settings.bpffs, settings.state, self.manifest)
-        if moving:
-            relink.finish(moving)
+        self._succession = Succession(settings.bpffs, settings.state, self.manifest)
+        if not self._succession.waits_for:
+            self._move_links()
+
+    def _move_links(self) -> None:
+        self._succession.move_links()
         self.attachments.attach_cgroup()
 
     async def close(self) -> None:
@@ -185,9 +189,10 @@ class Agent:
             await asyncio.sleep(SETTLE)
             await self.upkeep.look()
             await self.takeover.look()
-            self.attachments.devices.clear()
             self.cni.look_again()
-            await self.in_worker(self.attachments.attach_cgroup)
+            if not self._succession.waits_for:
+                self.attachments.devices.clear()
+                await self.in_worker(self.attachments.attach_cgroup)
             await self.in_worker(self._set_ports)
             self.changed()
 
@@ -200,12 +205,16 @@ class Agent:
         while True:
             self._changed.clear()
             since, self._since = self._since, None
-            await self._attach_devices()
-            if first:
-                await self.in_worker(self._finish_maps)
-                pruned = await self.in_worker(lambda: self.attachments.finish(self._watch.host.devices))
-                log.info("programs attached", tcx=self.attachments.tcx, removed_versions=pruned)
+            if self._succession.waits_for:
+                names = ", ".join(self._succession.waits_for)
+                self._health.not_ready(
+                    "programs", f"earlier ones stay until maps of another layout are filled: {names}"
+                )
+            elif first:
+                await self._attach_first()
                 first = False
+            else:
+                await self._attach_devices()
             if self.view.loaded:
                 if untouched:
                     await self._take_over()
@@ -217,6 +226,10 @@ class Agent:
                     loading = False
                 else:
                     await self._write()
+                if self._succession.waits_for:
+                    await self.in_worker(self._move_links)
+                    await self.in_worker(self._succession.filled)
+                    self._changed.set()
                 if since is not None:
                     APPLY.observe(time.monotonic() - since)
                 if self._complete:
@@ -232,9 +245,13 @@ class Agent:
                 backoff.reset()
                 await self._changed.wait()
 
-    def _finish_maps(self) -> None:
-        """No program of ours uses the maps of earlier sizes any more, where all could be attached."""
-        catch_up(self._settings.bpffs, last=not self._refused)
+    async def _attach_first(self) -> None:
+        await self.in_worker(self._succession.catch_up)
+        await self._attach_devices()
+        # No program of ours uses earlier maps any more, where all could be attached.
+        await self.in_worker(lambda: self._succession.catch_up(last=not self._refused))
+        pruned = await self.in_worker(lambda: self.attachments.finish(self._watch.host.devices))
+        log.info("programs attached", tcx=self.attachments.tcx, removed_versions=pruned)
 
     async def _attach_devices(self) -> None:
         """Programs on every pod device and uplink, also on those of pods that nobody has told us about yet."""

@@ -49,7 +49,7 @@ class Attachments:
         self._links = bpffs / "links"
         self._links.mkdir(exist_ok=True)
         self._cgroup = cgroup
-        self._digest = manifest.digest
+        self._manifest = manifest
         self._fds = {name: links.open_pin(Path(entry.path)) for name, entry in manifest.programs.items()}
         self._ids = {name: links.program_id(fd) for name, fd in self._fds.items()}
         self._cgroup_programs = {n: e.attach_type for n, e in manifest.programs.items() if e.attach_type}
@@ -91,12 +91,12 @@ class Attachments:
             path.unlink()
 
     def finish(self, present: Mapping[int, str]) -> list[str]:
-        """After a start: removes links of devices that are gone, and the programs of earlier versions."""
+        """After a start: removes links of devices that are gone, and the programs and maps of earlier versions."""
         for path in self._links.iterdir():
             kind, _, rest = path.name.partition("_")
             if kind == "tcx" and (not self.tcx or int(rest.partition("_")[0]) not in present):
                 path.unlink()
-        return prune(self._bpffs, self._digest)
+        return prune(self._bpffs, self._manifest.digest, self._manifest.maps)
 
     def _link(self, name: str, program: str, target: int, attach: str, identifier: int) -> None:
         path = self._links / name

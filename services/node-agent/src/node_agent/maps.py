@@ -12,8 +12,8 @@ from pathlib import Path
 
 from node_agent.layout import Form
 from node_agent.loader import MapEntry
-from node_agent.loader.carry import BATCH, BatchOptions, chunks, count_entries
-from node_agent.loader.pins import definition
+from node_agent.loader.carry import BATCH, BatchOptions, chunks, count_entries, room
+from node_agent.loader.pins import definition, possible_cpus
 
 
 class MapError(OSError):
@@ -35,11 +35,6 @@ def libbpf() -> ctypes.CDLL:
     return library
 
 
-@cache
-def possible_cpus() -> int:
-    return int(libbpf().libbpf_num_possible_cpus())
-
-
 class Map:
     """One pinned map. Keys and values are bytes of the sizes that the map has."""
 
@@ -52,19 +47,18 @@ class Map:
         if self.fd < 0:
             raise MapError(-self.fd, f"map {name}: cannot open its pin {entry.path}: {os.strerror(-self.fd)}")
         self.per_cpu = entry.type.startswith("percpu")
-        # Values of per-CPU maps are padded to 8 bytes, one for each possible CPU.
-        self._value_room = (-(-entry.value_size // 8) * 8) * possible_cpus() if self.per_cpu else entry.value_size
+        self._value_room = room(definition(self.fd))
 
     def close(self) -> None:
         os.close(self.fd)
 
     def lookup(self, key: bytes) -> bytes | None:
-        room = ctypes.create_string_buffer(self._value_room)
-        result = libbpf().bpf_map_lookup_elem(self.fd, key, room)
+        buffer = ctypes.create_string_buffer(self._value_room)
+        result = libbpf().bpf_map_lookup_elem(self.fd, key, buffer)
         if result == -errno.ENOENT:
             return None
         self._check(result, "lookup")
-        return room.raw
+        return buffer.raw
 
     def per_cpu_values(self, key: bytes) -> list[bytes]:
         """The value of each possible CPU."""
@@ -143,8 +137,8 @@ class Map:
         raise MapError(number, f"map {self.name}: {what}: {os.strerror(number)}")
 
 
-def _cut(room: ctypes.Array[ctypes.c_char], size: int, count: int) -> list[bytes]:
-    raw = ctypes.string_at(room, size * count)
+def _cut(buffer: ctypes.Array[ctypes.c_char], size: int, count: int) -> list[bytes]:
+    raw = ctypes.string_at(buffer, size * count)
     return [raw[start : start + size] for start in range(0, len(raw), size)]
 
 

@@ -1,4 +1,4 @@
-"""All links that an earlier version left, or the same one with maps of another size, get the programs of the manifest.
+"""All links that an earlier version left, or the same one with other maps, get the programs of the manifest.
 
 Until the last one has been moved, programs with different maps stand side by side, which do not see each other's new
 connections. That is over within milliseconds, also where the agent is killed meanwhile: a process of its own moves them
@@ -15,12 +15,13 @@ from pathlib import Path
 
 from node_agent import links
 from node_agent.loader import Manifest, catch_up, read_manifest
+from node_agent.loader.carry import begin, retained
 
 
 def start(bpffs: Path, state: Path, manifest: Manifest) -> subprocess.Popen[str] | None:
-    """The process, to be waited for by `finish`; None where all links have their programs. Raises OSError."""
+    """The process, to be waited for by `finish`; None where there is nothing to move. Raises OSError."""
     with ExitStack() as stack:
-        if not any(_outdated(stack, bpffs, manifest)):
+        if not any(_outdated(stack, bpffs, manifest)) and not retained(bpffs):
             return None
     command = [sys.executable, "-m", "node_agent.relink", str(bpffs), str(state)]
     # In a session of its own: what ends the agent's process group does not end it.
@@ -34,10 +35,12 @@ def finish(process: subprocess.Popen[str]) -> None:
         raise OSError(errno.EIO, f"links could not be moved: {trouble.strip()}")
 
 
-def move(bpffs: Path, manifest: Manifest) -> None:
-    """Raises OSError."""
-    # Of maps that have another size now: what programs wrote since they were copied, as late as can be, and again.
-    catch_up(bpffs)
+def move(bpffs: Path, state: Path, manifest: Manifest) -> None:
+    """Raises OSError, ValueError."""
+    # What programs wrote to maps in whose place there are others now: twice, as the first time may take a while.
+    catch_up(bpffs, state)
+    catch_up(bpffs, state)
+    begin(bpffs)
     with ExitStack() as stack:
         outdated = list(_outdated(stack, bpffs, manifest))
         # Those for IPv6 first: an earlier version's IPv4 program may be what refuses all IPv6.
@@ -47,7 +50,7 @@ def move(bpffs: Path, manifest: Manifest) -> None:
             except OSError as error:
                 if error.errno != errno.ENOLINK:  # its device or cgroup is gone: it is removed with the next look
                     raise OSError(error.errno, f"{name}: {error.strerror}") from error
-    catch_up(bpffs)
+    catch_up(bpffs, state)
 
 
 def _outdated(stack: ExitStack, bpffs: Path, manifest: Manifest) -> Iterator[tuple[str, int, int]]:
@@ -74,8 +77,8 @@ def main() -> None:
     if manifest is None:
         sys.exit(f"no manifest in {state}")
     try:
-        move(bpffs, manifest)
-    except OSError as error:
+        move(bpffs, state, manifest)
+    except (OSError, ValueError) as error:
         sys.exit(str(error))
 
 

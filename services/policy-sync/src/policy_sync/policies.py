@@ -57,7 +57,7 @@ class Policies:
         for key, raw in last_good.items():
             try:
                 self._stored[key] = msgspec.json.decode(raw, type=Policy)
-            except msgspec.DecodeError as error:
+            except objects.UNDECODABLE as error:
                 get_logger().warning("last good state of a policy not understood", policy=key, reason=str(error))
 
     def changed(self, item: objects.NetworkPolicy) -> None:

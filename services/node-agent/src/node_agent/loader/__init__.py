@@ -17,21 +17,19 @@ Under the bpffs directory:
 previous manifest and its pins are as they were. Old `programs/<digest>` directories stay until the agent, having moved
 its links to the new programs, calls `prune`.
 
-A map that is pinned with another number of entries than the source wants gets a new one with all that it holds, unless
-that would not fit: then it is an error (exit code 3). `carry` says how nothing is lost on the way.
+A map that is pinned with another size or layout is replaced by a new one, which gets all that it holds, by the names of
+fields (`convert`); `carry` says how nothing is lost on the way. What would not fit there is an error (exit code 3).
+Where nothing can be carried over (a field of another kind, another kind of map), the new one is empty.
 
-A map that is pinned with another definition (type, sizes of key or value, flags, layout of key or value):
-
-- maps that only programs fill (OWNED_BY_PROGRAMS in maps.h) are replaced by fresh ones; running programs keep the old
-  map until their links are moved;
-- maps that the agent fills are an error (exit code 3, naming map, have and want) unless `--recreate` is given. With it
-  they are replaced in the same way, and the agent fills the new ones before it moves the links.
+`<state>/maps.json` says what lies in each map that is pinned, and which of the agent's maps came beside others that are
+in use: into these programs may not look before the agent has written all of them (`unfilled`, `mark_filled`).
 """
 
 from node_agent.loader.carry import catch_up
 from node_agent.loader.manifest import Field, Layout, Manifest, MapEntry, ProgramEntry, read_manifest
 from node_agent.loader.objects import CACHE
 from node_agent.loader.pins import prune
+from node_agent.loader.shapes import mark_filled, unfilled
 
 __all__ = [
     "CACHE",
@@ -41,6 +39,8 @@ __all__ = [
     "MapEntry",
     "ProgramEntry",
     "catch_up",
+    "mark_filled",
     "prune",
     "read_manifest",
+    "unfilled",
 ]

@@ -30,7 +30,7 @@ def _sizes(_context: click.Context, _parameter: click.Parameter, values: tuple[s
 )
 @click.option("--size", "sizes", multiple=True, callback=_sizes, metavar="MAP=N", help="Entries of a map.")
 @click.option("--source", type=click.Path(path_type=Path, exists=True), default=None, help="Directory of the C files.")
-@click.option("--recreate", is_flag=True, help="Replace maps of the agent that have another definition.")
+@click.option("--recreate", is_flag=True, help="Forget what maps hold that are to become smaller than that.")
 def main(bpffs: Path, state: Path, cache: Path, sizes: dict[str, int], source: Path | None, recreate: bool) -> None:
     """Compiles, loads and pins the eBPF programs and their maps, unless that is done already."""
     try:
@@ -46,9 +46,9 @@ def main(bpffs: Path, state: Path, cache: Path, sizes: dict[str, int], source: P
         click.echo(str(error), err=True)
         sys.exit(2)
     done = "compiled and loaded" if outcome.compiled else "loaded" if outcome.loaded else "already loaded"
-    replaced = f"; replaced maps: {', '.join(outcome.replaced)}" if outcome.replaced else ""
-    resized = f"; maps of another size, with what they held: {', '.join(outcome.resized)}" if outcome.resized else ""
-    click.echo(f"{outcome.manifest.digest}: {done}{replaced}{resized}")
+    replaced = f"; other maps, empty: {', '.join(outcome.replaced)}" if outcome.replaced else ""
+    carried = f"; other maps, with what they held: {', '.join(outcome.carried)}" if outcome.carried else ""
+    click.echo(f"{outcome.manifest.digest}: {done}{replaced}{carried}")
 
 
 if __name__ == "__main__":

@@ -8,17 +8,19 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from node_agent.loader.carry import CARRIED, copy, count, forget, retain
+from node_agent.loader.carry import Transfer, conversions, count_entries, forget, retain, retained
 from node_agent.loader.compile import compile_source
+from node_agent.loader.convert import UnlikeError
 from node_agent.loader.manifest import Manifest, MapEntry, ProgramEntry, read_manifest, write_manifest
 from node_agent.loader.objects import MapShape, Object, read_object, write_object
-from node_agent.loader.pins import Definition, definition, is_bpffs, opened, pin
+from node_agent.loader.pins import Definition, definition, is_bpffs, map_number, opened, pin
 from node_agent.loader.programs import PROGRAMS, create_map, load_program
+from node_agent.loader.shapes import Shape, read_shapes, write_shapes
 from node_agent.loader.source import COMPILED_ENTRIES, Source, read_source
 
 
 class MapMismatchError(Exception):
-    """Pinned maps of the agent have another definition than the source wants."""
+    """Pinned maps hold more than what the source wants in their place has room for."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +28,8 @@ class Outcome:
     manifest: Manifest
     compiled: bool  # otherwise it came from the cache, if it was needed
     loaded: bool
-    replaced: tuple[str, ...] = ()  # maps that were pinned with another definition
-    resized: tuple[str, ...] = ()  # maps that were pinned with another size, and whose entries were kept
+    replaced: tuple[str, ...] = ()  # maps that were pinned otherwise, and are empty now
+    carried: tuple[str, ...] = ()  # maps that were pinned with another size or layout, and whose entries were kept
 
 
 @dataclass(frozen=True)
@@ -96,19 +98,16 @@ def _build(places: Places, source_dir: Path, source: Source, have: Manifest | No
     maps = places.bpffs / "maps"
     maps.mkdir(exist_ok=True)
     pinned = {name: maps / name for name in source.maps if (maps / name).exists()}
-    differing = _differing(content, wanted, pinned, have)
-    refused = {
-        name: found.text
-        for name, found in differing.items()
-        if found.too_small or (not found.resized and name not in source.owned_by_programs)
-    }
+    shapes = read_shapes(places.state)
+    differing = _differing(content, wanted, pinned, have, shapes)
+    refused = {name: found.text for name, found in differing.items() if found.too_small}
     if refused and not recreate:
         raise MapMismatchError(
             "\n".join(f"map {name}: {text}" for name, text in refused.items())
             + "\nLoad with a size that holds what is there, or with --recreate, which forgets it"
         )
-    replaced = differing.keys() - {name for name, found in differing.items() if found.resized and name not in refused}
-    resized = differing.keys() - replaced
+    carried = {name: found for name, found in differing.items() if found.carried and name not in refused}
+    replaced = differing.keys() - carried.keys()
     with ExitStack() as stack:
         fresh = {
             name: _kept(stack, create_map(name, wanted[name]))
@@ -116,19 +115,41 @@ def _build(places: Places, source_dir: Path, source: Source, have: Manifest | No
             if name in differing.keys() | wanted.keys() - pinned.keys()
         }
         old = {name: stack.enter_context(opened(path)) for name, path in pinned.items()}
-        for name in resized:
-            copy(old[name], fresh[name], wanted[name])
+        for name, found in carried.items():
+            Transfer(old[name], fresh[name], found.was, _shape(name, content)).copy()
         fds = old | fresh
         programs = {name: _kept(stack, load_program(name, content.programs[name].linked(fds))) for name in PROGRAMS}
         manifest = _manifest(places.bpffs, source, content, wanted)
         # From here on what is copied and what is in use are two maps, also if the loader dies.
-        for name in resized & source.owned_by_programs:
+        for name in carried.keys() & source.owned_by_programs:
             retain(places.bpffs, have.digest if have else "unknown", name, old[name])
         for name in replaced:
             forget(places.bpffs, name)
-        _pin(places.bpffs, source.digest, programs, {name: fd for name, fd in fresh.items() if name in source.maps})
+        # Beside maps that are in use, programs may not look into one of the agent's that it has not filled.
+        filled = {name for name, found in carried.items() if found.same_layout and not found.unfilled}
+        unfilled = fresh.keys() - filled - source.owned_by_programs if pinned else set[str]()
+        made = {name: fd for name, fd in fresh.items() if name in source.maps}
+        _note(places, shapes, old, {fd: _shape(name, content, name in unfilled) for name, fd in made.items()})
+        _pin(places.bpffs, source.digest, programs, made)
     write_manifest(places.state, manifest)
-    return Outcome(manifest, compiled, loaded=True, replaced=_sorted(replaced), resized=_sorted(resized))
+    return Outcome(manifest, compiled, loaded=True, replaced=_sorted(replaced), carried=_sorted(carried))
+
+
+def _note(places: Places, known: Mapping[int, Shape], old: Mapping[str, int], made: Mapping[int, Shape]) -> None:
+    """What the new maps mean, before they are pinned, beside what is known of those that still are."""
+    shapes = {**known, **{map_number(fd): shape for fd, shape in made.items()}}
+    present = {map_number(fd) for fd in (*old.values(), *made)}
+    for path in retained(places.bpffs):
+        with opened(path) as fd:
+            present.add(map_number(fd))
+    write_shapes(places.state, shapes, present)
+
+
+def _shape(name: str, content: Object, unfilled: bool = False) -> Shape:
+    shape = content.maps[name]
+    if shape.key is None or shape.value is None:
+        raise ValueError(f"the map {name} is private")
+    return Shape(name, shape.key, shape.value, unfilled)
 
 
 def _sorted(names: Collection[str]) -> tuple[str, ...]:
@@ -161,38 +182,58 @@ def _sized(source: Source, name: str, shape: MapShape) -> Definition:
 
 @dataclass(frozen=True)
 class _Difference:
-    """Of a pinned map to what the source wants: have and want in words."""
+    """Of a pinned map to what the source wants: have and want in words, and what is known of what it holds."""
 
     text: str
-    resized: bool = False  # it is the number of entries alone
-    too_small: bool = False  # what it holds would not fit
+    was: Shape | None
+    same_layout: bool
+    carried: bool  # what it holds can be had by the new one
+    too_small: bool  # … if there were room for it
+
+    @property
+    def unfilled(self) -> bool:
+        return self.was is not None and self.was.unfilled
 
 
 def _differing(
-    content: Object, wanted: Mapping[str, Definition], pinned: Mapping[str, Path], have: Manifest | None
+    content: Object,
+    wanted: Mapping[str, Definition],
+    pinned: Mapping[str, Path],
+    have: Manifest | None,
+    shapes: Mapping[int, Shape],
 ) -> dict[str, _Difference]:
     """Pinned maps that are not what the source wants."""
     differing: dict[str, _Difference] = {}
     for name, path in pinned.items():
-        known = have.maps.get(name) if have else None
-        shape, want = content.maps[name], wanted[name]
-        if known is not None and (known.key, known.value) != (shape.key, shape.value):
-            differing[name] = _Difference("pinned with other fields in its key or value than the source has now")
+        now, want = _shape(name, content), wanted[name]
         with opened(path) as fd:
             found = definition(fd)
-            if found == want:
+            was = shapes.get(map_number(fd)) or _told(name, found, have)
+            same = was is None or (was.key, was.value) == (now.key, now.value)
+            if found == want and same:
                 continue
-            text = f"pinned as {found}; wanted: {want}"
-            if name in differing or replace(found, max_entries=want.max_entries) != want or want.type not in CARRIED:
-                differing[name] = _Difference(text)
-                continue
-            held = count(fd, found) if want.max_entries < found.max_entries else 0
-        if held > want.max_entries:
+            held = count_entries(fd) if want.max_entries < found.max_entries and "hash" in found.type else 0
+        text = f"pinned as {found}; wanted: {want}"
+        too_small = held > want.max_entries
+        if too_small:
             text = (
                 f"it holds {held} entries and is to have room for {want.max_entries} (it has for {found.max_entries})"
             )
-        differing[name] = _Difference(text, resized=True, too_small=held > want.max_entries)
+        try:
+            conversions(found, want, was, now)
+        except UnlikeError:
+            differing[name] = _Difference(text, was, same_layout=False, carried=False, too_small=False)
+        else:
+            differing[name] = _Difference(text, was, same_layout=same, carried=True, too_small=too_small)
     return differing
+
+
+def _told(name: str, found: Definition, have: Manifest | None) -> Shape | None:
+    """What a manifest says of a map about which nothing else is noted."""
+    known = have.maps.get(name) if have else None
+    if known is None or (known.key_size, known.value_size) != (found.key_size, found.value_size):
+        return None
+    return Shape(name, known.key, known.value)
 
 
 def _manifest(bpffs: Path, source: Source, content: Object, wanted: Mapping[str, Definition]) -> Manifest:

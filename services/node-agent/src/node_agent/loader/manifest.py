@@ -72,10 +72,14 @@ def read_manifest(state: Path) -> Manifest | None:
 
 def write_manifest(state: Path, manifest: Manifest) -> None:
     """Replaces the manifest as one step. The directory must exist."""
-    text = msgspec.json.format(msgspec.json.encode(manifest), indent=1)
-    temporary = state / f".{MANIFEST}.{os.getpid()}"
+    write_file(state / MANIFEST, manifest)
+
+
+def write_file(path: Path, content: object) -> None:
+    """As JSON, in one step. The directory must exist."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with temporary.open("wb") as file:
-        file.write(text)
+        file.write(msgspec.json.format(msgspec.json.encode(content), indent=1))
         file.flush()
         os.fsync(file.fileno())
-    temporary.replace(state / MANIFEST)
+    temporary.replace(path)

@@ -3,7 +3,7 @@
 import ctypes
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -75,11 +75,27 @@ def opened(path: Path) -> Iterator[int]:
         os.close(fd)
 
 
-def definition(fd: int) -> Definition:
-    """What the map behind the descriptor is. Raises OSError."""
+@cache
+def possible_cpus() -> int:
+    """How many values a per-CPU map has for each key."""
+    return int(_libbpf().libbpf_num_possible_cpus())
+
+
+def map_number(fd: int) -> int:
+    """The kernel's number of the map behind the descriptor: no other one gets it until a reboot. Raises OSError."""
+    return int(_info(fd).id)
+
+
+def _info(fd: int) -> _MapInfo:
     info = _MapInfo()
     length = ctypes.c_uint32(ctypes.sizeof(info))
     _check(_libbpf().bpf_obj_get_info_by_fd(fd, ctypes.byref(info), ctypes.byref(length)), "ask for a map's definition")
+    return info
+
+
+def definition(fd: int) -> Definition:
+    """What the map behind the descriptor is. Raises OSError."""
+    info = _info(fd)
     name = MAP_TYPES.get(info.type, str(info.type))
     return Definition(name, info.key_size, info.value_size, info.max_entries, info.map_flags)
 
@@ -94,15 +110,16 @@ def is_bpffs(path: Path) -> bool:
     return bool(buffer.f_type & 0xFFFFFFFF == BPFFS_MAGIC)
 
 
-def prune(bpffs: Path, keep_digest: str) -> list[str]:
-    """Removes the pins of all programs but those of one digest; returns the digests removed.
+def prune(bpffs: Path, digest: str, maps: Collection[str]) -> list[str]:
+    """Removes the pins of all programs but those of one digest, and of all maps but its own; returns the digests gone.
 
-    Programs that are still attached through a link live on until the link goes: call it after the links were moved.
+    Programs that are still attached through a link live on until the link goes, and their maps with them: call it after
+    the links were moved.
     """
-    programs = bpffs / "programs"
-    if not programs.is_dir():
-        return []
-    gone = sorted(entry.name for entry in programs.iterdir() if entry.name != keep_digest)
+    for path in (bpffs / "maps").glob("*"):
+        if path.name not in maps:
+            path.unlink()
+    gone = sorted(path.name for path in (bpffs / "programs").glob("*") if path.name != digest)
     for name in gone:
-        shutil.rmtree(programs / name)
+        shutil.rmtree(bpffs / "programs" / name)
     return gone
