@@ -20,6 +20,7 @@ static int handle_to_pod_from_network(struct __sk_buff *skb, struct flow *flow, 
 		return NO_ACTION;
 	if (flow->kind == KIND_ICMP_ERROR && !read_quoted(skb, flow))
 		return NO_ACTION;
+	note_sides(flow, ELSEWHERE, ifindex);
 	return deliver(flow, ifindex);
 }
 
@@ -121,7 +122,7 @@ static void forget_translated(struct flow *flow)
 		return;
 	set_tuple(flow, &flow->source, flow->source_port, &flow->destination, flow->destination_port, flow->protocol);
 	struct connection *connection = find_connection(flow, seconds());
-	if (!connection || !(connection->flags & CONN_NAT))
+	if (!flow->ended && !(connection && connection->flags & CONN_NAT))
 		return;
 	connections.delete(&flow->tuple);
 	connections_new.delete(&flow->tuple);
@@ -155,6 +156,8 @@ static int handle_to_service(struct __sk_buff *skb, struct flow *flow, bool own)
 
 static int handle_from_network(struct __sk_buff *skb, struct flow *flow)
 {
+	if (follow_connection(skb, flow, ELSEWHERE))
+		return DELIVER;
 	if (!parse_ip(skb, flow))
 		return TC_ACT_UNSPEC;
 	struct endpoint *destination = endpoints.lookup(&flow->destination);
@@ -178,7 +181,7 @@ static int carry_from_network(struct __sk_buff *skb, struct flow *flow, int deci
 		action = find_way_back(skb, flow);
 	} else if (action == DELIVER || action == ACCEPT) {
 		flow->ours = true;
-		if (!admit(skb, flow))
+		if (!flow->followed && !admit(skb, flow))
 			return NO_ACTION;
 		action = flow->ifindex ? find_way_in(skb, flow) : TC_ACT_UNSPEC;
 	}

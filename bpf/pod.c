@@ -29,6 +29,7 @@
 #include "include/policy.h"
 #include "include/leave.h"
 #include "include/conntrack.h"
+#include "include/established.h"
 #include "include/nat.h"
 #include "include/ring.h"
 #include "include/lb.h"
@@ -86,6 +87,8 @@ static int handle_error_from_pod(struct __sk_buff *skb, struct flow *flow)
 
 static int handle_from_pod(struct __sk_buff *skb, struct flow *flow)
 {
+	if (follow_connection(skb, flow, skb->ifindex))
+		return flow->ifindex ? DELIVER : LEAVE;
 	if (is_link_control(skb))
 		return TC_ACT_UNSPEC;
 	if (!parse_ip(skb, flow) || !check_source(skb, flow) || !parse_transport(skb, flow))
@@ -107,6 +110,8 @@ static int handle_from_pod(struct __sk_buff *skb, struct flow *flow)
 		return TC_ACT_UNSPEC;
 	if (flow->vip_known && same_addr(&flow->source, &flow->destination))
 		return hairpin(skb, flow);
+	if (!(flags & EP_OWN_NODE) && !flow->vip_known)
+		note_sides(flow, skb->ifindex, flow->ifindex ? flow->ifindex : ELSEWHERE);
 	return track(skb, flow) ? find_receiver(flow) : NO_ACTION;
 }
 

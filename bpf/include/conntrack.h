@@ -1,7 +1,8 @@
 /* Connections. A packet of a known one, allowed by the current policy generation, costs one lookup.
  *
  * New connections live in connections_new until the responder has answered (TCP: until the handshake is through, so
- * that answered SYNs alone fill nothing), then move to connections: a flood of new ones evicts no live one.
+ * that answered SYNs alone fill nothing), then move to connections: a flood of new ones evicts no live one. Where one
+ * of the same ends has been live, the new one takes its entry.
  *
  * A packet that belongs to no known connection opens one in its own direction, if the policy allows, even in the middle
  * of a TCP stream: so streams survive the loss of these maps. A connection that is not allowed any more keeps its
@@ -96,7 +97,7 @@ static bool is_through(struct flow *flow, u32 flags)
 
 /* Notes what the packet does to the connection, and returns whether that is live now. Entries are written at most once
  * a second for their lifetime. */
-static bool touch(struct flow *flow, struct connection *connection, bool reply, bool live, u64 now)
+static bool touch(struct flow *flow, struct connection *connection, bool reply, u64 now)
 {
 	u32 flags = connection->flags;
 	if (reply)
@@ -105,16 +106,18 @@ static bool touch(struct flow *flow, struct connection *connection, bool reply, 
 		flags |= reply ? CONN_FIN_REPLY : CONN_FIN_ORIGINAL;
 	if (flow->tcp_flags & TCP_RST)
 		flags |= CONN_RST;
+	if (is_through(flow, flags))
+		flags |= CONN_LIVE;
 	if (flags != connection->flags)
 		connection->flags = flags;
-	live = live || is_through(flow, flags);
+	bool live = flags & CONN_LIVE;
 	u64 expires = now + lifetime(flow->protocol, flags, live);
 	if (expires != connection->expires)
 		connection->expires = expires;
 	return live;
 }
 
-static bool open_connection(struct flow *flow, u32 generation, u64 now)
+static bool open_connection(struct flow *flow, u64 now)
 {
 	struct connection *fresh = &flow->fresh;
 	__builtin_memset(fresh, 0, sizeof(*fresh));
@@ -130,8 +133,15 @@ static bool open_connection(struct flow *flow, u32 generation, u64 now)
 	flow->as_node = opens_as_node(flow);
 	if (flow->as_node)
 		fresh->flags |= CONN_AS_NODE;
-	fresh->generation = generation;
-	touch(flow, fresh, false, false, now);
+	fresh->generation = flow->generation;
+	fresh->ifindex[0] = flow->sides[0];
+	fresh->ifindex[1] = flow->sides[1];
+	touch(flow, fresh, false, now);
+	struct connection *ended = flow->ended ? connections.lookup(&flow->tuple) : NULL;
+	if (ended) {
+		*ended = *fresh;
+		return true;
+	}
 	return !connections_new.update(&flow->tuple, fresh) || refuse(flow, REASON_MAP_FULL);
 }
 
@@ -145,18 +155,14 @@ static bool is_addressed_otherwise(struct flow *flow, struct connection *connect
 	return !nat || connection->vip_port != flow->vip_port || !same_addr(&connection->vip, &flow->vip);
 }
 
-/* The entry of flow->tuple that stands for the packet's connection, if there is one. Sets flow->is_new. */
+/* The entry of flow->tuple that stands for the packet's connection, if there is one. Sets flow->is_new and ended. */
 static struct connection *find_connection(struct flow *flow, u64 now)
 {
 	struct connection *connection = connections.lookup(&flow->tuple);
-	flow->is_new = false;
-	if (connection) {
-		if (is_alive(flow, connection, now))
-			return connection;
-		/* It would hide the next one. */
-		connections.delete(&flow->tuple);
-	}
-	flow->is_new = true;
+	flow->is_new = !connection;
+	flow->ended = connection && !is_alive(flow, connection, now);
+	if (connection)
+		return flow->ended ? NULL : connection;
 	connection = connections_new.lookup(&flow->tuple);
 	return connection && is_alive(flow, connection, now) ? connection : NULL;
 }
@@ -173,16 +179,32 @@ static bool judge_packet(struct __sk_buff *skb, struct flow *flow)
 	return judge(skb, flow);
 }
 
+/* Where an end of the connection is: 0, the initiator; 1, the responder. */
+static u32 *side_of(struct connection *connection, u32 end)
+{
+	OPAQUE(end);
+	return &connection->ifindex[end & 1];
+}
+
+/* The entry has been judged anew: it and where its ends are hold until the next generation. */
+static void vouch(struct flow *flow, struct connection *connection)
+{
+	*side_of(connection, flow->reply) = flow->sides[0];
+	*side_of(connection, !flow->reply) = flow->sides[1];
+	/* What is not complete is not vouched for. */
+	FORGET();
+	connection->generation = flow->generation;
+}
+
 /* Finds or opens the packet's connection and judges it where needed. Sets flow->as_node, and flow->nat_reply with vip,
  * vip_port. */
 static bool track(struct __sk_buff *skb, struct flow *flow)
 {
 	u64 now = seconds();
-	u32 generation = setting(SETTING_GENERATION);
 	set_tuple(flow, &flow->source, flow->source_port, &flow->destination, flow->destination_port, flow->protocol);
 	struct connection *connection = find_connection(flow, now);
 	if (connection && is_addressed_otherwise(flow, connection)) {
-		connections.delete(&flow->tuple);
+		flow->ended = !flow->is_new;
 		connection = NULL;
 	}
 	flow->known = connection != NULL;
@@ -198,11 +220,11 @@ static bool track(struct __sk_buff *skb, struct flow *flow)
 	}
 	if (flow->judged)
 		return true;
-	if (!connection || connection->generation != generation) {
+	if (!connection || connection->generation != flow->generation) {
 		if (!judge_packet(skb, flow))
 			return false;
 		if (!flow->known) {
-			if (!open_connection(flow, generation, now))
+			if (!open_connection(flow, now))
 				return false;
 			log_allowed_connection(skb, flow);
 			return true;
@@ -210,9 +232,9 @@ static bool track(struct __sk_buff *skb, struct flow *flow)
 		connection = flow->is_new ? connections_new.lookup(&flow->tuple) : connections.lookup(&flow->tuple);
 		if (!connection)
 			return true;
-		connection->generation = generation;
+		vouch(flow, connection);
 	}
-	if (touch(flow, connection, flow->reply, !flow->is_new, now) && flow->is_new) {
+	if (touch(flow, connection, flow->reply, now) && flow->is_new) {
 		connections.update(&flow->tuple, connection);
 		connections_new.delete(&flow->tuple);
 	}

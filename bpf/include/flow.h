@@ -103,6 +103,8 @@ struct flow {
 	u8 direction; /* DIRECTION_* that a drop event shows */
 	u32 reason;   /* why it is dropped, where a stage has said so */
 	u32 ifindex;  /* of the pod's device that it goes to, where a stage has said so */
+	u32 generation; /* of the policy, from before anything was looked up: what it vouches for is not older */
+	u32 sides[2]; /* where sender and receiver are, as in struct connection */
 	u32 mtu;      /* of the way on, where the reason is TOO_BIG */
 
 	/* The connection. For ICMP errors: that of the quoted packet, with the quoted packet's direction. */
@@ -110,6 +112,8 @@ struct flow {
 	bool swapped;   /* the packet's source stands second in the tuple */
 	bool known;     /* there is an entry for the connection */
 	bool is_new;    /* it is, or would be, in connections_new */
+	bool ended;     /* in connections stands one of the same ends that is over */
+	bool followed;  /* its connection's entry has said all, see established.h */
 	bool reply;     /* the packet goes from the responder to the initiator */
 	bool from_node; /* opened by the node itself */
 	bool judged;    /* a program before the stack has judged the packet */
@@ -186,6 +190,8 @@ static struct flow *new_flow(u8 hook, u8 direction)
 	__builtin_memset(flow, 0, offsetof(struct flow, ip));
 	flow->hook = hook;
 	flow->direction = direction;
+	flow->generation = setting(SETTING_GENERATION);
+	FORGET();
 	return flow;
 }
 

@@ -71,7 +71,7 @@ static bool relate(struct flow *flow)
 	if (!connection || connection->expires <= now)
 		return refuse(flow, REASON_ICMP_UNRELATED);
 	/* One that must be judged anew is, with its own next packet. */
-	if (connection->generation != (u32)setting(SETTING_GENERATION) && !flow->judged)
+	if (connection->generation != flow->generation && !flow->judged)
 		return refuse(flow, REASON_ICMP_UNRELATED);
 	if (connection->flags & CONN_NAT && !is_reply(flow, connection)) {
 		flow->nat_reply = true;

@@ -73,6 +73,24 @@ static bool read_ip(struct __sk_buff *skb, struct flow *flow, u32 at)
 	return true;
 }
 
+/* Reads a header without options, of no fragment, from the linear part; what must be read otherwise is refused without
+ * a reason. flow->total is what the header says. */
+static bool read_plain_ip(struct __sk_buff *skb, struct flow *flow)
+{
+	struct iphdr *ip = (void *)(long)skb->data + IP_AT;
+	if ((void *)(ip + 1) > (void *)(long)skb->data_end)
+		return false;
+	if (*(u8 *)ip != 0x45 || ip->frag_off & htons(IP_MORE_FRAGMENTS | IP_OFFSET_MASK))
+		return false;
+	set_v4(&flow->source, ip->saddr);
+	set_v4(&flow->destination, ip->daddr);
+	flow->protocol = ip->protocol;
+	flow->ttl = ip->ttl;
+	flow->tos = ip->tos;
+	flow->total = ntohs(ip->tot_len);
+	return true;
+}
+
 /* As ip_decrease_ttl() of the kernel does it. TTL and checksum stand beside each other, and are stored at once. */
 static bool lower_ttl(struct __sk_buff *skb, struct flow *flow)
 {

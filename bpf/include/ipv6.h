@@ -135,6 +135,20 @@ static bool read_ip(struct __sk_buff *skb, struct flow *flow, u32 at)
 	return !is_extension(packet->protocol) || refuse(flow, REASON_EXTENSIONS);
 }
 
+static bool read_plain_ip(struct __sk_buff *skb, struct flow *flow)
+{
+	struct ipv6hdr *ip = (void *)(long)skb->data + IP_AT;
+	if ((void *)(ip + 1) > (void *)(long)skb->data_end || ip->version != 6)
+		return false;
+	__builtin_memcpy(&flow->source, &ip->saddr, sizeof(flow->source));
+	__builtin_memcpy(&flow->destination, &ip->daddr, sizeof(flow->destination));
+	flow->protocol = ip->nexthdr;
+	flow->ttl = ip->hop_limit;
+	flow->tos = ip->priority << 4 | ip->flow_lbl[0] >> 4;
+	flow->total = IP_HEADER + ntohs(ip->payload_len);
+	return true;
+}
+
 static bool lower_ttl(struct __sk_buff *skb, struct flow *flow)
 {
 	u8 hop_limit = flow->ttl - 1;

@@ -223,7 +223,13 @@ struct connection {
 	__be16 vip_port;
 	__u16 pad;
 	__u32 service;
+	/* Where the initiator is, and the responder: a pod's host-side veth, or ELSEWHERE. As true as the generation is
+	 * current. 0: its packets are told nothing by this. */
+	__u32 ifindex[2];
 };
+
+/* Beyond this node's uplinks. */
+#define ELSEWHERE 0xffffffffU
 
 #define CONN_SWAPPED 0x1
 #define CONN_REPLIED 0x2
@@ -233,6 +239,7 @@ struct connection {
 #define CONN_FIN_REPLY 0x20
 #define CONN_RST 0x40
 #define CONN_AS_NODE 0x80   /* opened by a pod of this node, and leaves it under the node's address */
+#define CONN_LIVE 0x100     /* answered; of TCP, the handshake was through */
 
 /* translations: client and VIP on the wire -> the backend that was chosen (the veth path, without a socket hook). At its
  * first start on a node the agent writes those that it finds in the kernel's own conntrack. */

@@ -347,7 +347,8 @@ LIFETIMES = [
     ("closed", ["S>", "SA<", "A>", "FA>", "FA<"], "connections", 30),
     ("reset", ["S>", "SA<", "A>", "RA<"], "connections", 10),
     ("refused", ["S>", "RA<"], "connections_new", 10),
-    ("opened again", ["S>", "SA<", "A>", "RA<", "S>"], "connections_new", 60),
+    ("opened again", ["S>", "SA<", "A>", "RA<", "S>"], "connections", 60),
+    ("refused, opened again", ["S>", "RA<", "S>"], "connections_new", 60),
     ("picked up", ["A>", "A<"], "connections", 86400),
 ]
 

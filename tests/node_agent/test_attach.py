@@ -1,5 +1,6 @@
 """Programs on devices and on the cgroup: attached, found again, put back, replaced."""
 
+import ctypes
 import json
 import os
 import shutil
@@ -18,12 +19,15 @@ from tests.node_agent.netns import PATIENCE, Namespace, Network
 from node_agent import links
 from node_agent.attach import HANDLE, POD_PROGRAMS, PRIORITY, UPLINK_PROGRAMS, Attachments, Devices
 from node_agent.loader import Manifest, read_manifest
+from node_agent.loader.programs import ATTACH_NUMBERS
 from node_agent.loader.source import find_source
 from node_agent.syscall import bpf
 
 pytestmark = pytest.mark.root
 
 Open = Callable[..., Attachments]
+
+PROG_QUERY = 16  # a command of bpf(2)
 
 
 @pytest.fixture
@@ -75,6 +79,15 @@ def number_of(manifest: Manifest, program: str) -> int:
         os.close(fd)
 
 
+def in_order(network: Network, index: int) -> list[int]:
+    """Numbers of the programs at a device's ingress, the first to run first."""
+    numbers = (ctypes.c_uint32 * 8)()
+    query = struct.pack("=IIIIQI", index, ATTACH_NUMBERS["tcx_ingress"], 0, 0, ctypes.addressof(numbers), len(numbers))
+    with network.node.entered():
+        bpf(PROG_QUERY, query, "ask for the programs of a hook")
+    return [number for number in numbers if number]
+
+
 def filters(namespace: Namespace, device: str, hook: str) -> list[dict[str, int | str]]:
     """Ours and others' clsact filters of a hook: name and number of the program."""
     listed = json.loads(namespace.run("tc", "-j", "filter", "show", "dev", device, hook))
@@ -120,6 +133,23 @@ def test_tcx_links_stand_on_the_device(attachments: Open, network: Network, load
     for program in POD_PROGRAMS:
         _, number, target = link_of(loaded.bpffs, f"tcx_{index}_{program}")
         assert (number, target) == (number_of(loaded.manifest, program), index)
+
+
+def test_the_programs_for_ipv4_are_first(attachments: Open, network: Network, loaded: Loaded) -> None:
+    """Also one that is put back, and of others' programs none changes its place."""
+    opened = attachments("tcx")
+    index = network.node.ifindex("vethpod")
+    with network.node.entered():
+        foreign = links.create(opened._fds["from_network"], index, "tcx_ingress")
+    expected = [number_of(loaded.manifest, name) for name in ("from_network", "from_pod", "from_pod6")]
+    try:
+        attach(opened, network)
+        assert in_order(network, index) == expected
+        (loaded.bpffs / "links" / f"tcx_{index}_from_pod").unlink()
+        until_done(lambda: attach(opened, network))
+        assert in_order(network, index) == expected
+    finally:
+        os.close(foreign)
 
 
 def test_tcx_attached_again_changes_nothing(attachments: Open, network: Network, loaded: Loaded) -> None:

@@ -66,14 +66,20 @@ FAULTS = [
     Fault(
         "known connections are never judged anew",
         CONNTRACK,
-        "if (!connection || connection->generation != generation)",
+        "if (!connection || connection->generation != flow->generation)",
         "if (!connection)",
     ),
     Fault(
         "a judged connection counts as judged under any later policy",
         CONNTRACK,
-        "connection->generation != generation",
+        "connection->generation != flow->generation",
         "connection->generation < 1",
+    ),
+    Fault(
+        "a connection's entry says all under any later policy",
+        "bpf/include/established.h",
+        "connection->generation != flow->generation || ",
+        "",
     ),
     # Audit.
     Fault("a namespace in audit is enforced", POLICY, "flow->subject_flags & SUBJECT_AUDIT ||", ""),

@@ -3,6 +3,7 @@
 import fnmatch
 import os
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -119,11 +120,15 @@ class Attachments:
         self._create(path, program, target, attach)
 
     def _create(self, path: Path, program: str, target: int, attach: str) -> None:
-        link = links.create(self._fds[program], target, attach)
-        try:
+        with ExitStack() as opened:
+            before = None
+            # Attached after that for IPv6, and yet the first to see a packet: most are IPv4.
+            if self.tcx and (other := path.with_name(f"{path.name}6")).exists():
+                before = links.open_pin(other)
+                opened.callback(os.close, before)
+            link = links.create(self._fds[program], target, attach, before)
+            opened.callback(os.close, link)
             links.pin(link, path)
-        finally:
-            os.close(link)
 
     def _filter(self, index: int, hook: str, program: str) -> None:
         with IPRoute() as route:

@@ -29,12 +29,18 @@ def pin(fd: int, path: Path) -> None:
     _path_call(OBJ_PIN, path, fd, f"pin {path}")
 
 
-def create(program: int, target: int, attach: str) -> int:
+_BEFORE_LINK = 1 << 3 | 1 << 13  # BPF_F_BEFORE, BPF_F_LINK
+
+
+def create(program: int, target: int, attach: str, before: int | None = None) -> int:
     """Attaches a program to an ifindex (tcx) or to the descriptor of a cgroup directory; the link's descriptor.
+    `before`: a link of the same tcx hook, whose program is to run later.
 
     Raises OSError; EINVAL where the kernel does not know the hook (tcx: before 6.6).
     """
-    return bpf(LINK_CREATE, struct.pack("=IIII", program, target, ATTACH[attach], 0), f"attach to {attach}")
+    place = struct.pack("=II", 0, 0) if before is None else struct.pack("=II", _BEFORE_LINK, before)
+    attributes = struct.pack("=III", program, target, ATTACH[attach]) + place
+    return bpf(LINK_CREATE, attributes, f"attach to {attach}")
 
 
 def update(link: int, program: int) -> None:

@@ -43,8 +43,8 @@ REACHED_FROM: dict[str, frozenset[str]] = {
     "endpoints": frozenset(),
 }
 
-# Changes in these may change verdicts: connections are judged anew after them.
-POLICY = frozenset({"members", "peer_blocks", "rules", "subjects", "endpoints"})
+# Changes in these may change verdicts, or where packets go: connections are judged anew after them.
+POLICY = frozenset({"members", "peer_blocks", "rules", "subjects", "endpoints", "frontends"})
 
 
 # Of these, entries go when nothing leads to them any more, but for members that leave a set which is in use.
