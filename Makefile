@@ -31,10 +31,11 @@ bench: $(VENV)/.installed
 bench-quick: $(VENV)/.installed
 	$(BIN)/python -m tests.bench run --size quick --json build/bench-quick.json $(BENCH_ARGS)
 
-# The steps of the Dockerfile in trees of debootstrap's: what is missing in an image shows without a container engine.
+# The steps of the Dockerfile in trees of debootstrap's, and compose/docker in them: what is missing in an image shows
+# without a container engine.
 check-images: $(VENV)/.installed
 	command -v debootstrap >/dev/null || apt-get install -y -q --no-install-recommends debootstrap
-	$(BIN)/python -m tests.deploy.images
+	$(BIN)/python -m tests.deploy $(IMAGES_ARGS)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check $(SOURCES)

@@ -1,7 +1,8 @@
 #!/bin/sh
-# A CA of Tidegate's own, and what it signs: one certificate for etcd's members (for the addresses and names given), and
-# one for each client; etcd takes a client's Common Name for its user. What exists already is kept: run it again for a
-# certificate that was removed.
+# A CA of Tidegate's own, and what it signs: one certificate for etcd's members (for the addresses and names given), one
+# for each client; etcd takes a client's Common Name for its user; and one for etcd's grpc-proxy, which may have none:
+# whoever comes through it would be that user. What exists already is kept: run it again for a certificate that was
+# removed.
 #
 # usage: certificates.sh DIRECTORY ADDRESS-OR-NAME …
 set -eu
@@ -30,22 +31,23 @@ if [ ! -e ca.crt ]; then
   openssl req -x509 -new -key ca.key -days 3650 -subj "/CN=tidegate-etcd" -out ca.crt
 fi
 
-# issue NAME USAGE [SUBJECT-ALTERNATIVE-NAMES]
+# issue NAME SUBJECT USAGE [SUBJECT-ALTERNATIVE-NAMES]
 issue() {
   [ ! -e "$1.crt" ] || return 0
   new_key "$1.key"
   {
-    echo "extendedKeyUsage=$2"
+    echo "extendedKeyUsage=$3"
     echo "keyUsage=critical,digitalSignature"
-    [ -z "${3:-}" ] || echo "subjectAltName=$3"
+    [ -z "${4:-}" ] || echo "subjectAltName=$4"
   } > "$1.extensions"
-  openssl req -new -key "$1.key" -subj "/CN=$1" |
+  openssl req -new -key "$1.key" -subj "$2" |
     openssl x509 -req -CA ca.crt -CAkey ca.key -CAcreateserial -days "$DAYS" -extfile "$1.extensions" -out "$1.crt" 2>/dev/null
   rm "$1.extensions"
 }
 
-issue member serverAuth,clientAuth "$names"
+issue member /CN=member serverAuth,clientAuth "$names"
+issue proxy /O=tidegate-etcd-proxy serverAuth,clientAuth "$names"
 for client in root endpoint-sync policy-sync node-agent; do
-  issue "$client" clientAuth
+  issue "$client" "/CN=$client" clientAuth
 done
 ls -1 ./*.crt

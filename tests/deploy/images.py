@@ -1,9 +1,8 @@
 """Runs the steps of a Dockerfile in directory trees made by debootstrap, without a container engine, as root.
 
-    python -m tests.deploy.images [--keep DIRECTORY]
-
 Each stage is an overlay over the stage that it begins from; RUN is a chroot in it. What the images are for is tried in
 them afterwards. It takes some minutes and needs Debian's packages and the Python packages, as `docker build` does.
+`python -m tests.deploy` does it, and runs compose/docker in them.
 """
 
 import os
@@ -11,8 +10,6 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -73,6 +70,7 @@ class Tree:
     """A stage that has been run: where it lies, and what RUN and CMD get."""
 
     path: Path
+    layers: tuple[Path, ...] = ()  # that it is made of, the uppermost first
     environment: dict[str, str] = field(default_factory=dict)
     directory: str = "/"
     user: str = "0:0"
@@ -80,10 +78,11 @@ class Tree:
 
 
 class Builder:
-    """Trees below `home`; `passed_on` are variables of this machine that RUN gets besides."""
+    """Trees below `home`, Debian's below `debian`; `passed_on` are variables of this machine that RUN gets besides."""
 
-    def __init__(self, home: Path, stack: ExitStack, passed_on: Mapping[str, str]) -> None:
+    def __init__(self, home: Path, debian: Path, stack: ExitStack, passed_on: Mapping[str, str]) -> None:
         self._home = home
+        self._debians = debian
         self._stack = stack
         self._passed_on = passed_on
         self.trees: dict[str, Tree] = {}
@@ -99,19 +98,21 @@ class Builder:
 
     def _begin(self, stage: Stage) -> Tree:
         known = self.trees.get(stage.begins)
-        lower = known.path if known else self._debian(stage.begins)
-        made = self._overlay(stage.name, lower)
-        self._stack.enter_context(_mounted(made))
+        lower = known.layers if known else (self._debian(stage.begins),)
+        made = self._home / stage.name
+        layers = self._stack.enter_context(overlay(made, lower))
+        tree = made / "tree"
+        self._stack.enter_context(_mounted(tree))
         if known is None:
-            self._like_host(made)
-            return Tree(made)
-        return Tree(made, dict(known.environment), known.directory, known.user, known.command)
+            self._like_host(tree)
+            return Tree(tree, layers)
+        return Tree(tree, layers, dict(known.environment), known.directory, known.user, known.command)
 
     def _debian(self, image: str) -> Path:
         match = DEBIAN.fullmatch(image)
         if match is None:
             raise ImageError(f"FROM {image}: only debian:…-slim and earlier stages are known here")
-        tree = self._home / image.replace(":", "-")
+        tree = self._debians / image.replace(":", "-")
         if not (tree / "etc/debian_version").exists():
             _run(["debootstrap", "--variant=minbase", match["suite"], str(tree)])
         return tree
@@ -124,16 +125,6 @@ class Builder:
                 shutil.copyfile(path, tree / path.relative_to("/"))
         if AUTHORITIES.exists():  # the package ca-certificates would write over them in their own place
             shutil.copyfile(AUTHORITIES, tree / THERE.lstrip("/"))
-
-    def _overlay(self, name: str, lower: Path) -> Path:
-        """Its writes lie beside; mounted as long as the stack lives."""
-        made = self._home / name
-        for part in ("tree", "written", "work"):
-            (made / part).mkdir(parents=True)
-        options = f"lowerdir={lower},upperdir={made / 'written'},workdir={made / 'work'}"
-        _run(["mount", "-t", "overlay", "overlay", "-o", options, str(made / "tree")])
-        self._stack.callback(_run, ["umount", str(made / "tree")])
-        return made / "tree"
 
     def _do(self, tree: Tree, step: Step) -> None:
         if step.word == "RUN":
@@ -177,6 +168,22 @@ class Builder:
         settings = [f"{name}={value}" for name, value in environment.items()]
         inside = ["sh", "-c", 'cd "$0" && exec "$@"', directory, *command]
         return _run([*chroot, *settings, *inside])
+
+
+@contextmanager
+def overlay(made: Path, lower: Sequence[Path]) -> Iterator[tuple[Path, ...]]:
+    """What lies in `lower`, the uppermost first, to be written to at `made`/tree; what is written lies beside.
+
+    Gives the layers of one above it: an overlay over mounted overlays could be two deep at most.
+    """
+    for part in ("tree", "written", "work"):
+        (made / part).mkdir(parents=True)
+    options = f"lowerdir={':'.join(map(str, lower))},upperdir={made / 'written'},workdir={made / 'work'}"
+    _run(["mount", "-t", "overlay", "overlay", "-o", options, str(made / "tree")])
+    try:
+        yield (made / "written", *lower)
+    finally:
+        _run(["umount", str(made / "tree")])
 
 
 @contextmanager
@@ -245,28 +252,3 @@ def size(tree: Path) -> int:
 def shared() -> list[Path]:
     """Directories of this machine with packages that pip is set up to look into."""
     return [Path(path) for path in os.environ.get("IMAGES_BIND", "").split(":") if path]
-
-
-@click.command()
-@click.option("--keep", type=click.Path(path_type=Path), help="Where the Debian tree stays, for the next time.")
-def main(keep: Path | None) -> None:
-    """Builds all images' trees and tries them."""
-    passed_on = {name: value for name, value in os.environ.items() if PASSED_ON.match(name)}
-    passed_on["PIP_CERT"] = THERE
-    with ExitStack() as stack:
-        home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tgt-images-")))
-        if keep is not None:
-            keep.mkdir(parents=True, exist_ok=True)
-            for tree in keep.glob("debian-*"):
-                (home / tree.name).symlink_to(tree.resolve())
-        try:
-            builder = Builder(home, stack, passed_on)
-            builder.build(parse(DOCKERFILE.read_text()))
-            for line in try_out(builder):
-                click.echo(line)
-        except ImageError as error:
-            raise click.ClickException(str(error)) from error
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -12,7 +12,8 @@ import pytest
 from tidegate.runtime.errors import SettingsError
 from tidegate.runtime.settings import CommonSettings
 from tidegate.store import Put, StoreError, UnavailableError
-from tidegate.store.connection import Connection, RefusedError, parse_endpoint, read_tls, resolve
+from tidegate.store.connection import Connection, RefusedError, parse_endpoint, resolve
+from tidegate.store.credentials import read_tls
 from tidegate.store.etcd import EtcdStore
 from tidegate.store.local import EtcdProcess, free_port
 

@@ -4,6 +4,8 @@ import base64
 import importlib.metadata
 import json
 import sys
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import click
@@ -14,7 +16,7 @@ from tidegate.cli.output import output_option, show_json, show_table
 from tidegate.records import Endpoint, Identity, Keyspace, RecordError
 from tidegate.records.addresses import unpack_address
 from tidegate.records.codec import unpack
-from tidegate.records.grants import script
+from tidegate.records.grants import WRITTEN, script
 from tidegate.runtime.settings import CommonSettings
 
 
@@ -119,12 +121,30 @@ def decode() -> None:
     show_json(found)
 
 
+def _password_files(_context: click.Context, _parameter: click.Parameter, value: tuple[str, ...]) -> Mapping[str, Path]:
+    found = {}
+    for text in value:
+        service, _, path = text.partition("=")
+        if service not in WRITTEN or not path:
+            raise click.BadParameter(f"{text!r}: write SERVICE=FILE, with one of {', '.join(WRITTEN)}")
+        found[service] = Path(path)
+    return found
+
+
 @click.command(name="etcd-roles")
 @click.option("--cluster", default="default", envvar="TIDEGATE_CLUSTER", show_default=True)
 @click.option(
     "--user-prefix", default="", help="Of the users' names: Common Names of clusters that share an etcd differ."
 )
-def etcd_roles(cluster: str, user_prefix: str) -> None:
+@click.option(
+    "--password-file",
+    "password_files",
+    multiple=True,
+    callback=_password_files,
+    metavar="SERVICE=FILE",
+    help="A service that logs in with a password, one word, which the shell reads there: through etcd's grpc-proxy.",
+)
+def etcd_roles(cluster: str, user_prefix: str, password_files: Mapping[str, Path]) -> None:
     """Commands for an etcd with authentication: the roles and users of the three services; `… | sh` runs them.
 
     etcdctl takes its endpoints and certificates from its own variables (ETCDCTL_ENDPOINTS, ETCDCTL_CACERT, …).
@@ -133,7 +153,7 @@ def etcd_roles(cluster: str, user_prefix: str) -> None:
         keys = Keyspace(cluster)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--cluster") from error
-    click.echo("\n".join(script(keys, user_prefix)))
+    click.echo("\n".join(script(keys, user_prefix, password_files)))
 
 
 @click.command()

@@ -1,7 +1,9 @@
 """What each service may do in an etcd with roles: it writes its own keys, and reads what all read; agents only read."""
 
-from collections.abc import Iterator
+import shlex
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from tidegate.records.keys import Keyspace
 
@@ -44,11 +46,13 @@ def role(keys: Keyspace, service: str) -> str:
     return f"tidegate-{keys.cluster}-{service}"
 
 
-def script(keys: Keyspace, user_prefix: str = "") -> Iterator[str]:
+def script(keys: Keyspace, user_prefix: str = "", password_files: Mapping[str, Path] | None = None) -> Iterator[str]:
     """Lines for a shell that make roles and users, or add to them what they lack. A user is a certificate's CN.
 
-    `user_prefix` tells the users of clusters apart that share an etcd: roles add up.
+    `user_prefix` tells the users of clusters apart that share an etcd: roles add up. Services in `password_files` log
+    in with the password that lies there (and by certificate, too); where the user is there already, it is changed.
     """
+    files = password_files or {}
     yield "set -e"
     for service in WRITTEN:
         name = role(keys, service)
@@ -57,5 +61,10 @@ def script(keys: Keyspace, user_prefix: str = "") -> Iterator[str]:
             permission = "readwrite" if grant.writes else "read"
             yield f"etcdctl role grant-permission {name} --prefix=true {permission} {grant.prefix}"
         user = f"{user_prefix}{service}"
-        yield f"etcdctl user get {user} >/dev/null 2>&1 || etcdctl user add {user} --no-password"
+        if service in files:
+            file = shlex.quote(str(files[service]))  # etcdctl reads one word
+            yield f"etcdctl user get {user} >/dev/null 2>&1 && command=passwd || command=add"
+            yield f"etcdctl user $command {user} --interactive=false < {file}"
+        else:
+            yield f"etcdctl user get {user} >/dev/null 2>&1 || etcdctl user add {user} --no-password"
         yield f"etcdctl user grant-role {user} {name}"

@@ -44,6 +44,8 @@ class CommonSettings:
     etcd_ca: Path | None = None
     etcd_cert: Path | None = None
     etcd_key: Path | None = None
+    etcd_username: str | None = None
+    etcd_password_file: Path | None = None
     listen: tuple[str, int] | None = None
     http_socket: Path | None = None
     log_level: str = "info"
@@ -107,6 +109,17 @@ _STORE_OPTIONS = (
     click.option("--etcd-ca", type=_FILE, envvar="TIDEGATE_ETCD_CA", help="PEM of the CA; turns TLS on."),
     click.option("--etcd-cert", type=_FILE, envvar="TIDEGATE_ETCD_CERT", help="PEM of the client certificate."),
     click.option("--etcd-key", type=_FILE, envvar="TIDEGATE_ETCD_KEY", help="PEM of the client's key."),
+    click.option(
+        "--etcd-username",
+        envvar="TIDEGATE_ETCD_USERNAME",
+        help="User who logs in with a password: for an etcd behind its grpc-proxy, or without client certificates.",
+    ),
+    click.option(
+        "--etcd-password-file",
+        type=_FILE,
+        envvar="TIDEGATE_ETCD_PASSWORD_FILE",
+        help="File with the user's password; read anew for each connection.",
+    ),
 )
 _LOG_OPTIONS = (
     click.option(
@@ -149,6 +162,8 @@ def _collect(options: tuple[Callable[[Command], Command], ...]) -> Callable[[Com
                 raise click.UsageError("--etcd-cert and --etcd-key need --etcd-ca")
             if bool(common.etcd_cert) != bool(common.etcd_key):
                 raise click.UsageError("--etcd-cert and --etcd-key go together")
+            if bool(common.etcd_username) != bool(common.etcd_password_file):
+                raise click.UsageError("--etcd-username and --etcd-password-file go together")
             return command(*args, common=common, **kwargs)
 
         decorated: Command = wrapper

@@ -13,7 +13,7 @@ import random
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 
 # gRPC's fork handlers print to stderr at each subprocess, and its core logs what arrives here as exceptions anyway.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
@@ -23,11 +23,12 @@ import grpc
 import grpc.aio
 from etcd3aio import EtcdConnectionError, EtcdError, EtcdTransientError
 from etcd3aio._protobuf import LeaseStub, WatchStub
+from etcd3aio.auth import AuthService
 from etcd3aio.kv import KVService
 from etcd3aio.lease import LeaseService
 
 from tidegate.runtime.errors import SettingsError
-from tidegate.runtime.settings import CommonSettings
+from tidegate.store.credentials import Credentials, Login, Tls
 from tidegate.store.protocol import StoreError, UnavailableError
 
 DEADLINE = 5.0  # seconds, of one call
@@ -90,35 +91,6 @@ def parse_endpoint(text: str) -> Endpoint:
 
 
 @dataclass(frozen=True, slots=True)
-class Tls:
-    """PEM texts. Without `certificate` and `key` only the server proves itself."""
-
-    ca: bytes
-    certificate: bytes | None = None
-    key: bytes | None = None
-
-
-def read_tls(settings: CommonSettings) -> Tls | None:
-    """None without --etcd-ca. Raises SettingsError for files that cannot be read."""
-    if settings.etcd_ca is None:
-        return None
-    certificate = _pem(settings.etcd_cert) if settings.etcd_cert else None
-    key = _pem(settings.etcd_key) if settings.etcd_key else None
-    return Tls(_pem(settings.etcd_ca), certificate, key)
-
-
-def _pem(path: Path) -> bytes:
-    try:
-        text = path.read_bytes()
-    except OSError as error:
-        raise SettingsError(f"{path}: cannot be read: {error.strerror}") from error
-    # gRPC takes anything, and fails each handshake without a reason.
-    if b"-----BEGIN" not in text:
-        raise SettingsError(f"{path}: holds no PEM text (no line with -----BEGIN)")
-    return text
-
-
-@dataclass(frozen=True, slots=True)
 class Target:
     """One address to connect to, in gRPC's words, and the name that its certificate must carry (None: the address)."""
 
@@ -162,16 +134,28 @@ class Link:
         self.lease = LeaseService(self.channel, max_attempts=1)
         self.keep_alive = LeaseStub(self.channel).LeaseKeepAlive
         self.watch = WatchStub(self.channel).Watch
+        self.user: str | None = None  # who has logged in
+
+    async def log_in(self, login: Login) -> None:
+        """Calls on this link are the user's from here on. Raises what calls raise."""
+        service = AuthService(self.channel, max_attempts=1)
+        answer = await service.authenticate(login.user, login.password, timeout=DEADLINE)
+        self.user = login.user
+        for each in (self.kv, self.lease):
+            each.set_token(answer.token)
+        metadata = (("token", answer.token),)
+        self.keep_alive = partial(self.keep_alive, metadata=metadata)
+        self.watch = partial(self.watch, metadata=metadata)
 
 
 class Connection:
     """Links to one of the endpoints at a time; the next one after a failure."""
 
-    def __init__(self, endpoints: Sequence[Endpoint], read_tls: Callable[[], Tls | None] = lambda: None) -> None:
-        """`read_tls` is asked for each link anew: certificates are replaced while we run."""
+    def __init__(self, endpoints: Sequence[Endpoint], read: Callable[[], Credentials] = Credentials) -> None:
+        """`read` is asked for each link anew: certificates and passwords are replaced while we run."""
         # Shuffled: thousands of agents with the same settings must not all choose the first member.
         self._endpoints = random.sample(list(endpoints), len(endpoints))
-        self._read_tls = read_tls
+        self._read_credentials = read
         self._targets: list[tuple[Endpoint, Target]] = []
         self._link: Link | None = None
         self._opening = asyncio.Lock()
@@ -215,13 +199,25 @@ class Connection:
             if self._closed:
                 raise UnavailableError(f"the connection to etcd at {self} was closed")
             if self._link is None:
-                endpoint, target = await self._next_target()
-                try:
-                    self._link = Link(target, self._read_tls(), endpoint)
-                except SettingsError as error:  # the files are being replaced just now, or are gone
-                    raise UnavailableError(f"etcd at {endpoint}: {error}") from error
+                self._link = await self._open(*await self._next_target())
             self._link.users += 1
             return self._link
+
+    async def _open(self, endpoint: Endpoint, target: Target) -> Link:
+        try:
+            credentials = self._read_credentials()
+        except SettingsError as error:  # the files are being replaced just now, or are gone
+            raise UnavailableError(f"etcd at {endpoint}: {error}") from error
+        link = Link(target, credentials.tls, endpoint)
+        if credentials.login is not None:
+            try:
+                await link.log_in(credentials.login)
+            except BaseException as error:
+                await link.channel.close()
+                if isinstance(error, _FAILURES):
+                    raise self._meaning(error, link, f"the login of {credentials.login.user}") from error
+                raise
+        return link
 
     async def _next_target(self) -> tuple[Endpoint, Target]:
         if not self._targets:
@@ -239,16 +235,17 @@ class Connection:
         if self._link is link:
             self._link = None
 
-    def _meaning(self, error: Exception, link: Link) -> StoreError:
+    def _meaning(self, error: Exception, link: Link, what: str = "") -> StoreError:
+        """`what` was asked for, if it was no call of our caller's."""
         if isinstance(error, UnavailableError):
             return error
         cause = error.__cause__ if isinstance(error, EtcdError) else error
-        where = f"etcd at {link.endpoint}"
+        where = f"etcd at {link.endpoint}{': ' if what else ''}{what}"
         if isinstance(error, TimeoutError):
             return UnavailableError(f"{where}: no answer within {DEADLINE:g} s")
         if not isinstance(cause, grpc.aio.AioRpcError):
             return UnavailableError(f"{where}: {error}")
-        code, details = cause.code(), cause.details() or ""
+        code, details = code_of(cause), cause.details() or ""
         text = f"{where}: {code.name}: {details}"
         if isinstance(error, (EtcdConnectionError, EtcdTransientError)) or code in _UNAVAILABLE:
             return UnavailableError(text)
@@ -256,8 +253,14 @@ class Connection:
             if "space exceeded" in details:
                 return RefusedError(f"{text}: compact and defragment etcd, or raise its --quota-backend-bytes", code)
             return UnavailableError(text)
+        if link.user is not None and any(words in details for words in TOKEN_IS_VOID):
+            return UnavailableError(text)  # the next link logs in anew
+        if "authentication failed" in details:
+            return RefusedError(f"{text}: check --etcd-username and the content of --etcd-password-file", code)
         if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
-            return RefusedError(f"{text}: check the client certificate's CN and etcd's roles", code)
+            return RefusedError(
+                f"{text}: check the client certificate's CN, or --etcd-username, and etcd's roles", code
+            )
         return RefusedError(text, code)
 
     async def close(self) -> None:
@@ -265,6 +268,33 @@ class Connection:
         link, self._link = self._link, None
         if link is not None:
             await link.channel.close()
+
+
+# etcd's words (etcdserver/api/v3rpc/rpctypes). A token has run out, or users or roles have changed since.
+TOKEN_IS_VOID = ("invalid auth token", "revision of auth store is old")
+# Its grpc-proxy passes on the words, and UNKNOWN for every code.
+_CODES = {
+    "permission denied": grpc.StatusCode.PERMISSION_DENIED,
+    "invalid auth token": grpc.StatusCode.UNAUTHENTICATED,
+    "revision of auth store is old": grpc.StatusCode.INVALID_ARGUMENT,
+    "authentication failed": grpc.StatusCode.INVALID_ARGUMENT,
+    "user name is empty": grpc.StatusCode.INVALID_ARGUMENT,
+    "request is too large": grpc.StatusCode.INVALID_ARGUMENT,
+    "too many operations": grpc.StatusCode.INVALID_ARGUMENT,
+    "authentication is not enabled": grpc.StatusCode.FAILED_PRECONDITION,
+    "required revision has been compacted": grpc.StatusCode.OUT_OF_RANGE,
+    "required revision is a future revision": grpc.StatusCode.OUT_OF_RANGE,
+    "database space exceeded": grpc.StatusCode.RESOURCE_EXHAUSTED,
+}
+
+
+def code_of(error: grpc.aio.AioRpcError) -> grpc.StatusCode:
+    """What etcd answered, whoever passed it on."""
+    code: grpc.StatusCode = error.code()
+    if code is not grpc.StatusCode.UNKNOWN:
+        return code
+    details = error.details() or ""
+    return next((known for words, known in _CODES.items() if words in details), code)
 
 
 _UNAVAILABLE = frozenset(

@@ -14,7 +14,8 @@ from tidegate.runtime.logging import get_logger
 from tidegate.runtime.metrics import counter, histogram
 from tidegate.runtime.retry import Backoff, backoff
 from tidegate.runtime.settings import CommonSettings
-from tidegate.store.connection import DEADLINE, Connection, Link, RefusedError, parse_endpoint, read_tls
+from tidegate.store.connection import DEADLINE, Connection, Link, RefusedError, code_of, parse_endpoint
+from tidegate.store.credentials import read_credentials
 from tidegate.store.lease import EtcdTerm, revoke
 from tidegate.store.protocol import (
     MAX_OPERATIONS,
@@ -65,9 +66,9 @@ class EtcdStore:
     """See store.protocol.Store. Needs a running event loop only from the first call on."""
 
     def __init__(self, settings: CommonSettings) -> None:
-        read_tls(settings)  # what is wrong with the files is told at once
+        read_credentials(settings)  # what is wrong with the files is told at once
         endpoints = [parse_endpoint(text) for text in settings.etcd]
-        self._connection = Connection(endpoints, lambda: read_tls(settings))
+        self._connection = Connection(endpoints, lambda: read_credentials(settings))
         self._largest_page = LARGEST_PAGE
         self._troubles: dict[int, str] = {}  # one a follower
 
@@ -203,7 +204,7 @@ class EtcdStore:
         try:
             answer = await link.kv.txn((), [*reads, KVService.txn_op_get(encode_key(prefix))], timeout=DEADLINE)
         except grpc.aio.AioRpcError as error:
-            if error.code() is grpc.StatusCode.OUT_OF_RANGE:
+            if code_of(error) is grpc.StatusCode.OUT_OF_RANGE:
                 raise LostError("compacted", f"revision {history.position}: {error.details()}") from error
             raise
         found = {}

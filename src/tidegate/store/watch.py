@@ -6,8 +6,10 @@ from typing import Any, NamedTuple
 from etcd3aio._protobuf import WatchCreateRequest, WatchRequest
 from etcd3aio.kv import prefix_range_end
 
-from tidegate.store.protocol import Delete, Operation, Put, StoreError
+from tidegate.store.protocol import Delete, Operation, Put, StoreError, UnavailableError
 
+# By etcd itself and through its grpc-proxy: to a user whose token is void, or who has no right to it.
+REFUSED = ("permission denied", "invalid auth token", "revision of auth store is old")
 DELETE_EVENT = 1  # mvccpb.Event.DELETE
 TRACES = 16
 
@@ -136,12 +138,15 @@ class Assembler:
 
 
 def check_alive(response: Any, history: History) -> None:
-    """Raises LostError where the response ends the watch, or comes from another cluster."""
+    """Raises LostError where the response ends the watch, or comes from another cluster; UnavailableError where it is
+    refused: that says nothing of what was seen."""
     # A grpc-proxy leaves the cluster id out.
     if response.header.cluster_id and response.header.cluster_id != history.cluster:
         raise LostError("cluster", "another etcd cluster answers")
     if response.compact_revision:
         raise LostError("compacted", f"etcd has compacted its history up to revision {response.compact_revision}")
+    if response.canceled and any(words in response.cancel_reason for words in REFUSED):
+        raise UnavailableError(f"etcd refuses the watch: {response.cancel_reason}")
     if response.canceled:
         raise LostError("canceled", f"etcd ended the watch: {response.cancel_reason or 'no reason given'}")
 

@@ -43,10 +43,11 @@ def _fail(text: str) -> None:
 )
 @click.option("--detach", is_flag=True, help="Return when everything is ready; `down` ends it.")
 @click.option("--no-endpointslice-controller", is_flag=True, help="EndpointSlices are made by hand, or by the cluster.")
-@click.option("--sync-replicas", default=1, type=click.IntRange(1, 5), show_default=True)
+@click.option("--sync-replicas", default=1, type=click.IntRange(0, 5), show_default=True)
 @click.option("--attach", type=click.Choice(["auto", "tcx", "clsact"]), default="auto", show_default=True)
 @click.option("--socket-lb", type=click.Choice(["all", "node"]), default="all", show_default=True)
 @click.option("--secure", is_flag=True, help="As in a cluster: three members of etcd, TLS, a role for each service.")
+@click.option("--etcd", metavar="ENDPOINTS", help="An etcd to use, which the nodes' network namespaces reach.")
 @click.pass_obj
 def up(
     layout: Layout,
@@ -59,21 +60,26 @@ def up(
     attach: str,
     socket_lb: str,
     secure: bool,
+    etcd: str | None,
 ) -> None:
     """Starts a playground; what an earlier one left is removed first.
 
     The API server is the one of --kubeconfig, or a kube-apiserver in the directory that KUBEBUILDER_ASSETS names,
-    or else a small one of the playground's own.
+    or else a small one of the playground's own. With --sync-replicas 0 the sync services run elsewhere.
     """
+    if etcd and secure:
+        raise click.UsageError("--secure is about an etcd of the playground's own: leave out --etcd")
     try:
-        check_machine()
+        check_machine(etcd=etcd is None)
     except SettingsError as error:
         _fail(str(error))
     if detach:
         _detach(layout)
         return
     slices = not no_endpointslice_controller
-    options = Options(nodes, kubeconfig, dual_stack, slices, sync_replicas, attach, socket_lb=socket_lb, secure=secure)
+    options = Options(
+        nodes, kubeconfig, dual_stack, slices, sync_replicas, attach, socket_lb=socket_lb, secure=secure, etcd=etcd
+    )
     configure("info", None, "playground")
     sys.exit(asyncio.run(supervise(lambda _: _up(layout, options), grace=30.0)))
 

@@ -1,4 +1,4 @@
-"""The playground's etcd: one member that lets everybody in, or three that know whom they serve."""
+"""The playground's etcd: one member that lets everybody in, three that know whom they serve, or somebody else's."""
 
 import asyncio
 import os
@@ -19,8 +19,13 @@ ENABLE = "etcdctl user add root --no-password\netcdctl user grant-role root root
 class Etcd:
     """`members`: name of the process → it. `flags` and `files` say how each user of it comes in."""
 
-    def __init__(self, directory: Path, secure: bool) -> None:
+    def __init__(self, directory: Path, secure: bool, foreign: str | None = None) -> None:
+        """`foreign`: endpoints of one that somebody else runs, reached from every network namespace, open to all."""
+        self._foreign = foreign
         self._certificates = directory / "certificates" if secure else None
+        self.members: dict[str, EtcdProcess] = {}
+        if foreign is not None:
+            return
         if self._certificates is None:
             self.members = {"etcd": EtcdProcess(directory)}
             return
@@ -35,12 +40,12 @@ class Etcd:
     @property
     def endpoint(self) -> str:
         """For etcdctl, and for people."""
-        return ",".join(member.endpoint for member in self.members.values())
+        return self._foreign or ",".join(member.endpoint for member in self.members.values())
 
     @property
     def unix(self) -> str:
         """The same as unix sockets, which are reached from every network namespace."""
-        return ",".join(member.unix for member in self.members.values())
+        return self._foreign or ",".join(member.unix for member in self.members.values())
 
     def files(self, user: str) -> dict[str, str]:
         """Setting → PEM file by which a user comes in; empty where everybody does."""

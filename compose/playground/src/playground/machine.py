@@ -7,14 +7,14 @@ from playground.layout import Layout
 from tidegate.runtime.errors import SettingsError
 
 
-def check_machine() -> None:
-    """Raises SettingsError with what is missing and what to do."""
+def check_machine(etcd: bool = True) -> None:
+    """`etcd`: one is to be started. Raises SettingsError with what is missing and what to do."""
     if os.geteuid() != 0:
         raise SettingsError("the playground needs root: network namespaces, cgroups and eBPF")
     for program, package in (
         ("ip", "iproute2"),
         ("nft", "nftables"),
-        ("etcd", "etcd-server"),
+        *([("etcd", "etcd-server")] if etcd else []),
         ("nsenter", "util-linux"),
     ):
         if shutil.which(program) is None:

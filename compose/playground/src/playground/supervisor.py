@@ -47,6 +47,7 @@ class Options:
     lease: int = 3
     socket_lb: str = "all"
     secure: bool = False  # three members of etcd, TLS, and a role for each service
+    etcd: str | None = None  # endpoints of one that somebody else runs
 
 
 async def mount_bpffs() -> None:
@@ -79,7 +80,7 @@ class Supervisor:
         self._register.note(supervisor=os.getpid(), nodes=[node.name for node in self._nodes], cluster=CLUSTER)
         self._register.process("supervisor", os.getpid())
         async with AsyncExitStack() as stack:
-            self._etcd = Etcd(layout.home / "etcd", secure=self._options.secure)
+            self._etcd = Etcd(layout.home / "etcd", self._options.secure, self._options.etcd)
             self._say("starting etcd and the API server, laying out the network")
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._start_etcd())

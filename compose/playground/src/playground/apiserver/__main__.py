@@ -13,16 +13,19 @@ TOKEN = "playground"  # noqa: S105  # nobody checks it: the server listens on lo
 
 
 @click.command()
-@click.option("--port", default=0, type=click.IntRange(0, 65535), help="TCP port on 127.0.0.1; 0: a free one.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on: it lets everybody in.")
+@click.option("--port", default=0, type=click.IntRange(0, 65535), help="TCP port; 0: a free one.")
 @click.option("--service-cidr", default="10.96.0.0/16", show_default=True, help="One of each family, with a comma.")
 @click.option("--kubeconfig", type=click.Path(path_type=Path, dir_okay=False), help="Written when the server listens.")
 @click.option("--journal", type=click.Path(path_type=Path, dir_okay=False), help="Keeps the objects over a restart.")
 @click.option("--no-validation", is_flag=True, help="Takes objects that a real server would refuse.")
-def main(port: int, service_cidr: str, kubeconfig: Path | None, journal: Path | None, no_validation: bool) -> None:
+def main(
+    host: str, port: int, service_cidr: str, kubeconfig: Path | None, journal: Path | None, no_validation: bool
+) -> None:
     """A small Kubernetes API server over state in memory."""
 
     async def work(stop: Stop) -> None:
-        async with serve(port=port, service_cidr=service_cidr, validate=not no_validation, journal=journal) as server:
+        async with serve(host, port, service_cidr, validate=not no_validation, journal=journal) as server:
             get_logger().info("serving", port=server.port)
             if kubeconfig is not None:
                 beside = kubeconfig.with_suffix(".new")

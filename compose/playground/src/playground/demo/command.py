@@ -37,8 +37,9 @@ class DemoError(Exception):
 
 
 def shop() -> Path:
-    """The manifests: beside this package in a checkout."""
-    return Path(__file__).parents[3] / "shop"
+    """The manifests: in the installed package, or beside it in a checkout."""
+    installed = Path(__file__).parents[1] / "shop"
+    return installed if installed.exists() else Path(__file__).parents[3] / "shop"
 
 
 def kubectl() -> str:
@@ -50,9 +51,10 @@ def kubectl() -> str:
 
 
 class Demo:
-    def __init__(self, layout: Layout, console: Console, secure: bool) -> None:
+    def __init__(self, layout: Layout, console: Console, secure: bool = False, running: bool = False) -> None:
         self.layout = layout
         self.secure = secure
+        self.running = running
         self.console = console
         self.failures: list[str] = []
         self.settings: CommonSettings  # to read etcd by
@@ -99,10 +101,15 @@ class Demo:
 
     def _start(self) -> None:
         with self.console.status("starting the playground …"):
-            check_machine()
-            register = start(self.layout, ["up", "--nodes", "3", *(["--secure"] if self.secure else [])])
+            register = self._up() if not self.running else read_register(self.layout.state)
+        if not register.get("ready"):
+            raise DemoError("no playground is up: tidegate playground up")
         self.say(ways_in(register))
         self.settings = playground_settings(register, "etcd_unix")
+
+    def _up(self) -> dict[str, Any]:
+        check_machine()
+        return start(self.layout, ["up", "--nodes", "3", *(["--secure"] if self.secure else [])])
 
     async def _apply_shop(self, expected: Expected) -> tuple[dict[str, str], list[Target]]:
         with self.console.status("applying the shop …"):
@@ -224,16 +231,16 @@ class Demo:
         self.console.print(table)
 
     def _finish(self, seconds: float) -> None:
+        command = "tidegate" if self.running else ".venv/bin/tidegate"
         self.step(f"The cluster is up ({seconds:.0f} s). Go on with")
         self.say(
             f"export KUBECONFIG={self.layout.kubeconfig}\n"
             "kubectl get pods -A -o wide\n"
             "kubectl delete netpol -n shop default-deny\n"
-            ".venv/bin/tidegate status\n"
-            ".venv/bin/tidegate policy explain --from shop/web-1 --to payments/vault-1 --port 8200/TCP\n"
-            ".venv/bin/tidegate monitor --verdicts\n"
-            ".venv/bin/tidegate playground exec shop/web-1 -- bash\n"
-            "make demo-down"
+            f"{command} status\n"
+            f"{command} policy explain --from shop/web-1 --to payments/vault-1 --port 8200/TCP\n"
+            f"{command} monitor --verdicts\n"
+            f"{command} playground exec shop/web-1 -- bash" + ("" if self.running else "\nmake demo-down")
         )
 
 
@@ -253,13 +260,14 @@ def _is_ready(pod: dict[str, Any]) -> bool:
 
 @click.command()
 @click.option("--secure", is_flag=True, help="With three members of etcd, TLS, and a role for each service.")
-def demo(secure: bool) -> None:
+@click.option("--running", is_flag=True, help="On the playground that is up, with three nodes.")
+def demo(secure: bool, running: bool) -> None:
     """Starts a playground, applies a shop and its policies, and shows what they do. Leaves the cluster up."""
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=200)
     try:
-        code = asyncio.run(Demo(Layout(), console, secure).run())
+        code = asyncio.run(Demo(Layout(), console, secure, running).run())
     except (DemoError, CommandError, NotUpError, SettingsError) as error:
         raise click.ClickException(str(error)) from error
     except KeyboardInterrupt:
