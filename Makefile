@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 SOURCES := src services compose tests
 
-.PHONY: demo demo-down test fuzz bench bench-quick check-images lint format lock clean
+.PHONY: demo demo-down test fuzz faults bench bench-quick check-images lint format lock clean
 
 # DEMO_ARGS=--secure: with three members of etcd, TLS, and a role for each service.
 demo: $(VENV)/.installed
@@ -22,6 +22,10 @@ MINUTES := 10
 
 fuzz: $(VENV)/.installed
 	$(BIN)/python -m tests.fuzz $(MINUTES)
+
+# What happens when something fails, and what clients see of it: the table of docs/faults.md, each line by its test.
+faults: $(VENV)/.installed
+	$(BIN)/pytest -q -m fault -p tests.fault_table tests/cluster $(PYTEST_ARGS)
 
 # BENCH_ARGS="--only 'requests-*'" measures a part; `$(BIN)/python -m tests.bench page build/bench.json docs/performance.md`
 # writes the tables of a run into the page.

@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,6 +33,18 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if not _real_api_server():
         terminalreporter.write_line(f"The tier against a real kube-apiserver was skipped: {NO_API_SERVER}.")
+
+
+@pytest.fixture
+def saw(request: pytest.FixtureRequest) -> Callable[..., None]:
+    """Says what clients saw, for the table of faults (tests/fault_table.py): words, or a time and what is promised."""
+
+    def say(text: str, milliseconds: float | None = None, within: float | None = None) -> None:
+        request.node.user_properties.append(("saw", text.format(f"{milliseconds:.0f} ms" if milliseconds else "")))
+        if milliseconds is not None and within is not None:
+            request.node.user_properties.append(("took", (milliseconds, within)))
+
+    return say
 
 
 @pytest.fixture(scope="module")

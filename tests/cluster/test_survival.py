@@ -7,7 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -21,17 +21,19 @@ from playground.demo.command import shop
 
 pytestmark = [pytest.mark.root, pytest.mark.cluster, pytest.mark.timeout(300)]
 
-PROCESSES = (
-    "node-1",
-    "node-2",
-    "node-3",
-    "endpoint-sync-0",
-    "endpoint-sync-1",
-    "policy-sync-0",
-    "policy-sync-1",
-    "etcd",
-    "apiserver",
-)
+NOTHING_LOST = "no packet is lost"
+KILLED = {
+    "an agent is killed": ("node-1", "node-2", "node-3"),
+    "a sync service is killed": ("endpoint-sync-0", "endpoint-sync-1", "policy-sync-0", "policy-sync-1"),
+    "etcd is killed": ("etcd",),
+    "the API server is killed": ("apiserver",),
+}
+PROCESSES = [
+    pytest.param(process, marks=pytest.mark.fault(fault, NOTHING_LOST), id=process)
+    for fault, processes in KILLED.items()
+    for process in processes
+]
+Saw = Callable[..., None]
 
 # cache answers on TCP 6379 and UDP 11211, and has a pod on every node.
 CLIENT, SERVICE, TCP, UDP = "shop/cart-1", "cache", "6379", "11211"
@@ -125,14 +127,22 @@ def nothing_lost(seen: dict[str, Any]) -> None:
     }, seen
 
 
+def counts(seen: dict[str, Any]) -> str:
+    """What the traffic came to, in words."""
+    answered = seen["lines"] + seen["connections"] + seen["datagrams"]
+    lost = seen["lost_connections"] + seen["lost_datagrams"]
+    return f"{answered} of {answered + lost} requests answered, {seen['retransmits']} segments lost"
+
+
 @pytest.mark.parametrize("process", PROCESSES)
-def test_killed_and_nothing_is_lost(policed: Cluster, traffic_script: Path, process: str) -> None:
+def test_killed_and_nothing_is_lost(policed: Cluster, traffic_script: Path, process: str, saw: Saw) -> None:
     before = policed.pid(process)
     with traffic(policed, traffic_script) as seen:
         subprocess.run(["kill", "-9", str(before)], check=True)
         until(f"{process} runs again", lambda: policed.running(process, before))
         until("all agents are ready", lambda: all(policed.status(node).get("ready") for node in policed.nodes()))
         policed.settle()
+    saw(f"{process}: {counts(seen)}")
     nothing_lost(seen)
 
 
@@ -165,7 +175,8 @@ def test_an_agent_that_comes_back_writes_nothing(policed: Cluster) -> None:
     assert agents_maps(after) == agents_maps(before)
 
 
-def test_what_changed_while_an_agent_was_away_is_made_up_for(policed: Cluster) -> None:
+@pytest.mark.fault("a policy changes while an agent is away", "the agent makes up for it with its start")
+def test_what_changed_while_an_agent_was_away_is_made_up_for(policed: Cluster, saw: Saw) -> None:
     pid = policed.pid("node-1")
     subprocess.run(["kill", "-9", str(pid)], check=True)
     policed.kubectl("delete", "netpol", "-n", "shop", "web-for-everybody")
@@ -178,11 +189,13 @@ def test_what_changed_while_an_agent_was_away_is_made_up_for(policed: Cluster) -
         return {name for name in expected.clients if name != "web" and matrix[name, web.words] is not None}
 
     equal("who reaches the web", reaching, {"metrics"})
+    saw("whom the policy let in is kept out")
     policed.kubectl("apply", "-f", str(shop() / "policies.yaml"))
     policed.settle()
 
 
-def test_a_wiped_etcd_is_written_anew_and_traffic_goes_on(policed: Cluster, traffic_script: Path) -> None:
+@pytest.mark.fault("etcd is wiped", f"{NOTHING_LOST}; all of it is written again")
+def test_a_wiped_etcd_is_written_anew_and_traffic_goes_on(policed: Cluster, traffic_script: Path, saw: Saw) -> None:
     policed.settle()
     before = entries(policed)
     with traffic(policed, traffic_script) as seen:
@@ -193,11 +206,13 @@ def test_a_wiped_etcd_is_written_anew_and_traffic_goes_on(policed: Cluster, traf
             lambda: len(etcdctl(policed, "get", "--prefix", "--keys-only", marks).split()) == 2,
         )
         policed.settle()
+    saw(counts(seen))
     nothing_lost(seen)
     assert entries(policed) == before
 
 
-def test_an_etcd_restored_from_an_older_copy_costs_nothing(policed: Cluster, traffic_script: Path) -> None:
+@pytest.mark.fault("etcd is restored from an older snapshot", f"{NOTHING_LOST}, also of pods that it does not know")
+def test_an_etcd_restored_from_an_older_copy_costs_nothing(policed: Cluster, traffic_script: Path, saw: Saw) -> None:
     """The pod that sends was created after the copy was made: the copy knows nothing of it."""
     register = policed.register
     home = policed.layout.home / "etcd"
@@ -223,6 +238,7 @@ def test_an_etcd_restored_from_an_older_copy_costs_nothing(policed: Cluster, tra
         until("the pod is in etcd again", lambda: etcdctl(policed, "get", "--keys-only", key).strip())
         until("all agents are ready", lambda: all(policed.status(node).get("ready") for node in policed.nodes()))
         policed.settle()
+    saw(counts(seen))
     nothing_lost(seen)
     assert entries(policed) == before
     policed.kubectl("delete", "pod", "-n", "shop", "late")

@@ -7,7 +7,7 @@ from etcd3aio._protobuf import WatchResponse
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tidegate.store.protocol import Delete, Operation, Put
+from tidegate.store.protocol import Delete, Operation, Put, UnavailableError
 from tidegate.store.watch import TRACES, Assembler, History, LostError, Step, Trace, check_alive, watch_request
 
 Event = tuple[int, str, bytes | None]  # revision, key, value (None: deleted)
@@ -164,13 +164,19 @@ def test_without_traces_nothing_can_be_resumed() -> None:
     ("made", "cause"),
     [
         (WatchResponse(canceled=True, compact_revision=8), "compacted"),
-        (WatchResponse(canceled=True, cancel_reason="permission denied"), "canceled"),
+        (WatchResponse(canceled=True, cancel_reason="mvcc: no such watch"), "canceled"),
     ],
 )
 def test_the_end_of_a_watch_is_noticed(made: WatchResponse, cause: str) -> None:
     with pytest.raises(LostError) as raised:
         check_alive(made, History(1, 10, {}))
     assert raised.value.cause == cause
+
+
+@pytest.mark.parametrize("reason", ["permission denied", "invalid auth token", "revision of auth store is old"])
+def test_a_watch_that_is_refused_loses_nothing(reason: str) -> None:
+    with pytest.raises(UnavailableError, match=reason):
+        check_alive(WatchResponse(canceled=True, cancel_reason=f"etcdserver: {reason}"), History(1, 10, {}))
 
 
 def test_responses_of_another_cluster_are_refused() -> None:

@@ -52,6 +52,10 @@ OPTIONS: tuple[tuple[str, int], ...] = (
 )
 
 
+# A member that is cut off from the others ends such streams; without it, it would say nothing for ever.
+_HAS_LEADER = (("hasleader", "true"),)
+
+
 class RefusedError(StoreError):
     """etcd answered, and will not do it: repeating does not help. `code` is gRPC's."""
 
@@ -133,7 +137,8 @@ class Link:
         self.kv = KVService(self.channel, max_attempts=1)
         self.lease = LeaseService(self.channel, max_attempts=1)
         self.keep_alive = LeaseStub(self.channel).LeaseKeepAlive
-        self.watch = WatchStub(self.channel).Watch
+        self._watch = WatchStub(self.channel).Watch
+        self.watch = partial(self._watch, metadata=_HAS_LEADER)
         self.user: str | None = None  # who has logged in
 
     async def log_in(self, login: Login) -> None:
@@ -145,7 +150,7 @@ class Link:
             each.set_token(answer.token)
         metadata = (("token", answer.token),)
         self.keep_alive = partial(self.keep_alive, metadata=metadata)
-        self.watch = partial(self.watch, metadata=metadata)
+        self.watch = partial(self._watch, metadata=(*_HAS_LEADER, *metadata))
 
 
 class Connection:

@@ -8,7 +8,8 @@ from tidegate.runtime.logging import get_logger
 from tidegate.runtime.retry import Backoff
 from tidegate.store.protocol import Fence, Store, StoreError, Term
 
-TTL = 5  # seconds
+# In seconds. etcd ends leases up to half a second late: a leader that was killed is replaced within 5 s.
+TTL = 4
 
 
 class _LostError(Exception):

@@ -44,7 +44,6 @@ class Options:
     endpoint_slices: bool = True
     sync_replicas: int = 1
     attach: str = "auto"
-    lease: int = 3
     socket_lb: str = "all"
     secure: bool = False  # three members of etcd, TLS, and a role for each service
     etcd: str | None = None  # endpoints of one that somebody else runs
@@ -176,7 +175,6 @@ class Supervisor:
                     *common,
                     *self._etcd.flags(service),
                     f"--kubeconfig={self.kubeconfig}",
-                    f"--lease={self._options.lease}",
                     f"--http-socket={self.service_socket(name)}",
                 ]
                 group.create_task(self._keep(name, command))

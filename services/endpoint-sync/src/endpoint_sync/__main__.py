@@ -15,6 +15,7 @@ from tidegate.runtime.lifecycle import Stop, run
 from tidegate.runtime.retry import backoff
 from tidegate.runtime.settings import CONTEXT_SETTINGS, CommonSettings, common_options
 from tidegate.store import UnavailableError
+from tidegate.store.election import TTL
 from tidegate.store.etcd import EtcdStore
 
 _ROOM = click.IntRange(1)
@@ -23,7 +24,7 @@ _ROOM = click.IntRange(1)
 @click.command(context_settings=CONTEXT_SETTINGS)
 @common_options
 @click.option("--kubeconfig", type=click.Path(path_type=Path, dir_okay=False), help="Default: as kubectl.")
-@click.option("--lease", default=5, type=click.IntRange(2, 60), help="Seconds after which a dead leader is replaced.")
+@click.option("--lease", default=TTL, type=click.IntRange(2, 60), help="Seconds after which a dead leader is replaced.")
 @click.option("--identity-grace", default=60.0, type=click.FloatRange(0), help="Seconds that an unused identity stays.")
 @click.option("--backends", default=DEFAULT.backends, type=_ROOM, help="What all Services may have: ports × endpoints.")
 @click.option("--frontends", default=DEFAULT.frontends, type=_ROOM, help="The same: address, port and protocol.")

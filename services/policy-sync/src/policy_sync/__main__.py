@@ -14,13 +14,14 @@ from tidegate.runtime.lifecycle import Stop, run
 from tidegate.runtime.retry import backoff
 from tidegate.runtime.settings import CONTEXT_SETTINGS, CommonSettings, common_options
 from tidegate.store import UnavailableError
+from tidegate.store.election import TTL
 from tidegate.store.etcd import EtcdStore
 
 
 @click.command(context_settings=CONTEXT_SETTINGS)
 @common_options
 @click.option("--kubeconfig", type=click.Path(path_type=Path, dir_okay=False), help="Default: as kubectl.")
-@click.option("--lease", default=5, type=click.IntRange(2, 60), help="Seconds after which a dead leader is replaced.")
+@click.option("--lease", default=TTL, type=click.IntRange(2, 60), help="Seconds after which a dead leader is replaced.")
 def main(common: CommonSettings, kubeconfig: Path | None, lease: int) -> None:
     """Writes peer sets, rules and subjects. Run two: one leads, the other waits."""
 
