@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 SOURCES := src services compose tests
 
-.PHONY: demo demo-down test fuzz faults bench bench-quick check-images lint format lock clean
+.PHONY: demo demo-down test fuzz faults bench bench-quick soak check-images lint format lock clean
 
 # DEMO_ARGS=--secure: with three members of etcd, TLS, and a role for each service.
 demo: $(VENV)/.installed
@@ -37,6 +37,11 @@ bench-quick: $(VENV)/.installed
 
 # The steps of the Dockerfile in trees of debootstrap's, and compose/docker in them: what is missing in an image shows
 # without a container engine.
+# Half an hour of changes: memory, the agent's maps, etcd's database. SOAK_ARGS="--minutes 5 --scale 0.02" for a shorter one.
+soak: $(VENV)/.installed
+	$(BIN)/python -m tests.scale.soak $(SOAK_ARGS)
+
+# The steps of the Dockerfile in trees of debootstrap's: what is missing in an image shows without a container engine.
 check-images: $(VENV)/.installed
 	command -v debootstrap >/dev/null || apt-get install -y -q --no-install-recommends debootstrap
 	$(BIN)/python -m tests.deploy $(IMAGES_ARGS)

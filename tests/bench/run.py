@@ -15,7 +15,7 @@ SUITES: tuple[Suite[Any], ...] = (
     Suite("policy log", policylog.stand, policylog.MEASUREMENTS),
     Suite("cold start", coldstart.filled, coldstart.MEASUREMENTS),
     Suite("start of the services", syncstart.starts, syncstart.MEASUREMENTS, long=True),
-    Suite("steady change", fanout.directory, steady.MEASUREMENTS, long=True),
+    Suite("steady change", steady.place, steady.MEASUREMENTS, long=True),
     Suite("fan-out", fanout.directory, fanout.MEASUREMENTS, long=True),
 )
 

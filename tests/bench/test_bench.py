@@ -146,11 +146,13 @@ def test_starts_of_the_services(services: syncstart.Starts, measurement: Measure
     assert (written > 0) == measurement.name.endswith("empty")
 
 
-def test_steady_change(tmp_path: Path) -> None:
-    """Every change comes to etcd."""
+@pytest.mark.root
+def test_steady_change() -> None:
+    """Every change comes to etcd, and to the maps of this kernel."""
     (measurement,) = steady.MEASUREMENTS
     steps: list[None] = []
-    result = measurement.run(tmp_path, SMOKE, lambda: steps.append(None))
+    with steady.place(SMOKE, COMPILED) as where:
+        result = measurement.run(where, SMOKE, lambda: steps.append(None))
     assert len(steps) == measurement.steps(SMOKE)
     assert {limit.subject for limit in result.limits} == result.series.keys()
     assert result.series[steady.LOST] == (0,)

@@ -39,6 +39,7 @@ class Place:
     state: Path
     cache: Path
     before: tuple[str, ...] = ()  # the command that runs it
+    options: tuple[str, ...] = ()  # of the agent
 
 
 class Event(msgspec.Struct, frozen=True):
@@ -72,7 +73,7 @@ async def started(where: Place, endpoint: str, cluster: str, *wrapper: str) -> A
         *(*where.before, sys.executable, *wrapper, "-m", "node_agent", f"--etcd={endpoint}", f"--cluster={cluster}"),
         *(f"--node={where.node}", f"--bpffs={where.bpffs}", f"--state={where.state}"),
         *(f"--cache={where.cache}", f"--cgroup={where.cgroup}", f"--policy-log={where.state / 'policy.log'}"),
-        *("--uplink=eth0", "--listen=", "--log-format=json"),
+        *("--uplink=eth0", "--listen=", "--log-format=json", *where.options),
     ]
     log = where.state / "log"
     with where.namespace.entered(), log.open("wb") as output:

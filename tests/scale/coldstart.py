@@ -27,18 +27,22 @@ NODE = 1  # of the population: whose agent it is
 
 
 @contextmanager
-def place(population: Population, cache: Path = CACHE) -> Iterator[Place]:
-    """The network of one node of the population, with a device for one of its pods, and no programs yet."""
+def place(population: Population, cache: Path = CACHE, name: str = "cold") -> Iterator[Place]:
+    """The network of one node of the population, with a device for one of its pods, and no programs yet. Of one name
+    there is one at a time."""
     sweep(PREFIX)
     node = population.node(NODE)
     pod = next(pod for pod in population.pods() if pod.node == node)
-    bpffs, cgroup = BPF / name_of("cold"), cgroup2() / name_of("cold")
-    namespaces = [Namespace("cold"), Namespace("cold-out"), Namespace("cold-pod")]
+    bpffs, cgroup = BPF / name_of(name), cgroup2() / name_of(name)
+    namespaces = [Namespace(name), Namespace(f"{name}-out"), Namespace(f"{name}-pod")]
     inside, outside, pods = namespaces
     with tempfile.TemporaryDirectory(prefix="tgt-cold-") as state:
         try:
             bpffs.mkdir()
             cgroup.mkdir()
+            with inside.entered():
+                # No addresses made of hardware addresses, which are drawn: one such node is to be as the other.
+                Path("/proc/sys/net/ipv6/conf/default/addr_gen_mode").write_text("1")
             inside.ip("link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns", outside.name)
             inside.ip("link", "add", "vethpod", "type", "veth", "peer", "name", "eth0", "netns", pods.name)
             inside.ip("addr", "add", f"{node.address}/12", "dev", "eth0")

@@ -63,10 +63,13 @@ async def process(command: Sequence[str], log: Path) -> AsyncIterator[asyncio.su
 
 
 @asynccontextmanager
-async def cluster(scale: float, directory: Path) -> AsyncIterator[tuple[Path, asyncio.subprocess.Process]]:
-    """Its kubeconfig, and the process: what it takes as orders says tests.scale.cluster."""
+async def cluster(
+    scale: float, directory: Path, *options: str
+) -> AsyncIterator[tuple[Path, asyncio.subprocess.Process]]:
+    """Its kubeconfig, and the process: what it takes as options and orders says tests.scale.cluster."""
     kubeconfig = directory / "kubeconfig"
     command = [sys.executable, "-m", "tests.scale.cluster", "--scale", str(scale), "--kubeconfig", str(kubeconfig)]
+    command += options
     async with process(command, directory / "cluster.log") as running:
         while not kubeconfig.exists():
             if running.returncode is not None:

@@ -8,10 +8,12 @@ from types import FrameType
 from typing import Any
 
 import pytest
-from tests.node_agent.world import MAPS
+from msgspec import structs
+from tests.node_agent.world import MAPS, Agent, backends, service
 from tests.scale.population import REGION, Population
 from tests.scale.records import identity_of, records
 
+from endpoint_sync.backends import SHARD, shard_of
 from node_agent.entries import Entries
 from node_agent.table import ORDER, Step, Tables
 from node_agent.view import View
@@ -24,12 +26,14 @@ from tidegate.records import (
     PeerShard,
     Record,
     Rules,
+    Service,
     Subject,
     decode,
     encode,
 )
 from tidegate.records.addresses import pack_address
 from tidegate.records.ids import Numbering, identity_content
+from tidegate.records.shards import shard_count, spread
 from tidegate.store import Delete, Operation, Put
 
 KEYS = Keyspace("scale")
@@ -194,3 +198,47 @@ def test_a_change_costs_what_changes(change: Callable[[Loaded], list[Operation]]
     assert large[1], "it reaches the maps"
     assert large[1] <= 12
     assert large[0] <= small[0] * LINEAR + MORE
+
+
+class Big:
+    """An agent's pure part, with one Service of so many backends, in shards as endpoint-sync makes them."""
+
+    def __init__(self, count: int, **fields: Any) -> None:
+        shards = shard_count(count, SHARD)
+        address = [pack_address(f"10.{128 + number // 250}.{number % 250}.7") for number in range(count)]
+        held = spread(address, shards, lambda each: shard_of(each, shards))
+        self._shards = {
+            number: [Backend(address=each, ports={"http": 80}) for each in of] for number, of in held.items()
+        }
+        self.agent = Agent()
+        (key, value), *_ = service("shop", "10.96.0.1", http=80).items()
+        values = {key: encode(structs.replace(decode(Service, value), **fields))}
+        self.agent.snapshot(
+            values | {key: value for number in self._shards for key, value in self._written(number).items()}
+        )
+
+    def _written(self, number: int) -> dict[str, bytes]:
+        return backends("shop", number, *self._shards[number])
+
+    def change(self, change: Callable[[list[Backend]], object]) -> tuple[int, int]:
+        """Calls, and entries written or removed."""
+        number = min(self._shards)
+        change(self._shards[number])
+        steps: list[Step] = []
+        values = self._written(number)
+        cost = calls(lambda: steps.extend(self.agent.change(values)))
+        return cost, sum(len(step.puts) + len(step.deletes) for step in steps)
+
+
+OUTSIDE = {"external_ips": (pack_address("198.51.100.1"),)}
+
+
+@pytest.mark.parametrize("fields", [{}, {"affinity_seconds": 60}, OUTSIDE], ids=["plain", "affinity", "outside"])
+def test_one_backend_of_ten_thousand_costs_what_one_of_a_thousand_does(fields: dict[str, Any]) -> None:
+    """Both ways: it goes, and comes."""
+    large, small = Big(10_000, **fields), Big(1_000, **fields)
+    gone = Backend(address=pack_address("10.0.0.1"), ports={"http": 80})
+    for change in (lambda shard: shard.append(gone), lambda shard: shard.remove(gone)):
+        cost, entries = large.change(change)
+        assert 2 <= entries <= 12
+        assert cost <= small.change(change)[0] * LINEAR + 2 * MORE

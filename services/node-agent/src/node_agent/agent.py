@@ -53,6 +53,7 @@ WRITERS = ("endpoint-sync", "policy-sync")
 # Seconds: between looks at whether our programs are still where they belong, where the kernel tells nothing, and until
 # the look where it does, for changes that come together.
 CHECK, SETTLE = 5.0, 0.3
+SMALL = 64  # entries that are written at once, and not in the worker thread
 
 WRITES = metrics.counter("map_writes", "Entries written to or removed from maps.", ("map",))
 APPLY = metrics.histogram("apply", "From a change, as received, to the last of its entries in the maps.")
@@ -326,7 +327,7 @@ class Agent:
         if self.view.room.refused and self.tables.removals != removals:
             self.changed()  # there is room for some of them
         if any(step.map in POLICY and not step.retired for step in steps):
-            await self.in_worker(self._raise_generation)
+            self._raise_generation()
         self.policy_log.apply(self.view.logging, self.audited_node or bool(self.view.policy.audited))
         retiring = self.tables.retiring()
         if retiring is not None and not outdated:
@@ -348,7 +349,9 @@ class Agent:
 
     async def _carry_out(self, step: Step) -> bool:
         """Whether there was room for all of it."""
-        count = await self.in_worker(lambda: self._step(step))
+        # To hand a step over to another thread and back takes as long as writing some hundred entries.
+        small = len(step.puts) + len(step.deletes) <= SMALL
+        count = self._step(step) if small else await self.in_worker(lambda: self._step(step))
         puts = step.puts[:count]
         # Of a map that turned out to be full, too: what was written must be known, or it could never be removed.
         self.tables.done(step.map, puts, step.deletes)

@@ -67,7 +67,7 @@ class Departures:
         earlier = {backend.address: backend for backend in before.backends} if before else {}
         now = {backend.address: backend for backend in after.backends} if after else {}
         self._addresses |= {address for address, backend in earlier.items() if _leaves(backend, now.get(address))}
-        if any(_arrives(backend, earlier.get(address)) for address, backend in now.items()):
+        if not self._services.has_ready(key) and any(_arrives(b, earlier.get(address)) for address, b in now.items()):
             # Those that do not serve may have been the best there was.
             self._addresses |= {b.address for b in self._services.backends(key) if not b.serving}
 

@@ -9,7 +9,7 @@ This is Maglev's purpose with one entry a backend instead of a table a hundred t
 of which some are empty is what DxHash does (Dong and Wang, 2021).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from hashlib import blake2b
 
 Address = tuple[bytes, int]  # address, port
@@ -50,14 +50,19 @@ class Ring:
 
     def replace(self, wanted: set[Address]) -> dict[int, Address | None]:
         """Brings the ring to these backends; returns who stands at each changed position now (None: nobody)."""
+        return self.exchange(self._ranks.keys() - wanted, wanted - self._ranks.keys())
+
+    def exchange(self, gone: Set[Address], come: Set[Address]) -> dict[int, Address | None]:
+        """The same, where it is known who goes, of those that are there, and who comes, of the others."""
         before: dict[int, Address | None] = {}
-        size = positions(len(wanted))
+        size = positions(len(self._ranks) - len(gone) + len(come))
         if size != self.size:
             before |= self._at
+            gone, come = set(), (self._ranks.keys() - gone) | come
             self._at, self._ranks, self.size = {}, {}, size
-        for backend in self._ranks.keys() - wanted:
+        for backend in gone:
             self._remove(backend, before)
-        for backend in wanted - self._ranks.keys():
+        for backend in come:
             self._add(backend, before)
         return {at: self._at.get(at) for at, who in before.items() if self._at.get(at) != who}
 

@@ -45,6 +45,10 @@ class Room:
             del self._held[owner]
         return True
 
+    def held(self, owner: Owner) -> Counter[str]:
+        """What it has: map → entries."""
+        return Counter(self._held.get(owner))
+
     def _lacking(self, owner: Owner, cost: Counter[str]) -> str:
         held = self._held.get(owner, Counter())
         missing = []

@@ -26,9 +26,14 @@ class Slots:
 
         A removed backend's slot is taken by a new one, else by the last.
         """
-        new = sorted(wanted.difference(self.values))
+        held = set(self.values)
+        return self.exchange(held - wanted, wanted - held)
+
+    def exchange(self, gone: set[bytes], come: set[bytes]) -> dict[int, bytes | None]:
+        """The same, where it is known which go, of those that are there, and which come, of the others."""
+        new = sorted(come)
         changed: dict[int, bytes | None] = {}
-        for slot in reversed([i for i, value in enumerate(self.values) if value not in wanted]):
+        for slot in reversed([i for i, value in enumerate(self.values) if value in gone]):
             if new:
                 self.values[slot] = changed[slot] = new.pop()
                 continue
@@ -78,12 +83,38 @@ class SelectionTable:
             for index, stored in enumerate(slots.values):
                 self._slot(number, index, stored)
         values = {self._entries.backend(*address) for address in wanted}
-        gone = set(slots.values) - values
-        changed = slots.replace(values)
+        held = set(slots.values)
+        self._exchange(number, held - values, values - held, dropping, affinity, consistent)
+
+    def exchange(
+        self, number: int, gone: set[Address], come: set[Address], affinity: int = 0, consistent: bool = False
+    ) -> None:
+        """As `fill`, where the selection has backends, and will have: which of them go, and which others come. Costs
+        what changes, but for a pass over the slots."""
+        backend = self._entries.backend
+        out, new = {backend(*address) for address in gone}, {backend(*address) for address in come}
+        self._exchange(number, out, new, False, affinity, consistent)
+
+    def count(self, number: int) -> int:
+        """Backends of the selection."""
+        slots = self._slots.get(number)
+        return len(slots.values) if slots else 0
+
+    def has(self, number: int, backends: set[Address]) -> int:
+        """How many of these the selection has."""
+        values = {self._entries.backend(*address) for address in backends}
+        slots = self._slots.get(number)
+        return len(values.intersection(slots.values)) if slots and values else 0
+
+    def _exchange(
+        self, number: int, gone: set[bytes], come: set[bytes], dropping: bool, affinity: int, consistent: bool
+    ) -> None:
+        slots = self._slots[number]
+        changed = slots.exchange(gone, come)
         for index, value in changed.items():
             self._slot(number, index, value)
         self._find_slots(number, slots, changed, gone, affinity > 0)
-        self._turn(number, slots, changed, consistent and len(wanted) > 1)
+        self._turn(number, slots, changed, gone, come, consistent and len(slots.values) > 1)
         ring = self._rings.get(number)
         service = self._entries.service(len(slots.values), dropping, affinity, ring.size if ring else 0)
         self._tables.want("services", self._entries.service_key(number), service)
@@ -94,7 +125,7 @@ class SelectionTable:
         if slots is None:
             return
         self._find_slots(number, slots, {}, set(), False)
-        self._turn(number, slots, {}, False)
+        self._turn(number, slots, {}, set(), set(), False)
         for index in range(len(slots.values)):
             self._slot(number, index, None)
         self._tables.want("services", self._entries.service_key(number), None)
@@ -120,17 +151,32 @@ class SelectionTable:
         for address in map(self._entries.backend_address, values):
             self._tables.want("slots", self._entries.slot(number, *address, 0)[0], None)
 
-    def _turn(self, number: int, slots: Slots, changed: dict[int, bytes | None], wanted: bool) -> None:
+    def _turn(
+        self,
+        number: int,
+        slots: Slots,
+        changed: dict[int, bytes | None],
+        gone: set[bytes],
+        come: set[bytes],
+        wanted: bool,
+    ) -> None:
         """The selection's ring, where it is to have one: who stands there, and in which slots those are."""
-        ring = self._rings.setdefault(number, Ring()) if wanted else self._rings.pop(number, None)
-        if ring is None:
-            return
         address = self._entries.backend_address
-        moved = ring.replace(set(map(address, slots.values)) if wanted else set())
+        ring = self._rings.get(number)
+        if wanted and ring is not None:
+            moved = ring.exchange(set(map(address, gone)), set(map(address, come)))
+        elif wanted:
+            ring = self._rings[number] = Ring()
+            moved = ring.replace(set(map(address, slots.values)))
+        elif ring is not None:
+            del self._rings[number]
+            moved = ring.replace(set())
+        else:
+            return
         moved |= ring.find(address(value) for value in changed.values() if value is not None)
-        placed = {address(value): index for index, value in enumerate(slots.values)} if moved else {}
-        for at, backend in moved.items():
-            entry = self._entries.ring(number, at, placed[backend] if backend else 0)
+        at = {value: index for index, value in enumerate(slots.values)} if moved else {}
+        for position, backend in moved.items():
+            entry = self._entries.ring(number, position, at[self._entries.backend(*backend)] if backend else 0)
             self._tables.want("ring", entry[0], entry[1] if backend else None)
 
     def _slot(self, number: int, index: int, value: bytes | None) -> None:

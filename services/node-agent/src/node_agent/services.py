@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from node_agent.choice import Place, Refusal, Selection, select
 from node_agent.entries import PRESENT, Entries
+from node_agent.exchange import ShardChanges, differing, exchanges, is_simple
 from node_agent.frontends import (
     IPV6,
     LOCAL,
@@ -66,6 +67,9 @@ class ServiceView:
         self._health_ports: dict[Key, int] = {}
         self.health: dict[int, HealthCheck] = {}  # healthCheckNodePort → what is to be answered there
         self._dirty: set[Key] = set()
+        # Programmed with exactly their ready backends: what a backend becomes is a matter of that backend alone.
+        self._plain: set[Key] = set()
+        self._changes: dict[Key, ShardChanges] = {}  # of plain Services
 
     @property
     def services(self) -> dict[Key, Service]:
@@ -109,13 +113,23 @@ class ServiceView:
             self._services[key] = record
         self._dirty.add(key)
 
-    def set_shard(self, key: Key, shard: int, value: bytes | None) -> None:
-        """`value`: a BackendShard as it lies in etcd."""
+    def set_shard(self, key: Key, shard: int, record: BackendShard | None, value: bytes | None) -> BackendShard | None:
+        """`value`: the record as it lies in etcd. Returns what was known of the shard before."""
+        before = self.shard(key, shard)
         shards = self._shards.setdefault(key, Packed(BackendShard))
         shards.set(shard, value)
         if not len(shards):
             del self._shards[key]
-        self._dirty.add(key)
+        if key in self._plain:
+            changes = self._changes.setdefault(key, {})
+            changes[shard] = changes[shard][0] if shard in changes else before, record
+        else:
+            self._dirty.add(key)
+        return before
+
+    def has_ready(self, key: Key) -> bool:
+        """Whether the Service is known to have had a backend that is ready, and serves, when it was settled last."""
+        return key in self._plain
 
     def again(self, owners: Iterable[Owner]) -> None:
         """Those of these that are ours found no room before; there may be some now."""
@@ -124,9 +138,13 @@ class ServiceView:
     def settle(self) -> None:
         """A Service that finds no room keeps what is programmed of it. Where room is short, the names decide."""
         dirty, self._dirty = self._dirty, set()
+        changes, self._changes = self._changes, {}
+        dirty |= {key for key, shards in changes.items() if key not in dirty and not self._exchange(key, shards)}
         for key in sorted(dirty):
             service = self._services.get(key)
-            wanted = list(self.wanted(key, service)) if service else []
+            known, once = self._known(key)
+            wanted = list(self._wanted(service, known)) if service else []
+            self._plain.discard(key)
             leading = list(frontends(service, self._own)) if service else []
             self._check_health(key, service)
             if not self._room.take(key, self._cost(service, wanted, leading), _selections(service)):
@@ -136,6 +154,30 @@ class ServiceView:
             self._program_backends(key, service, wanted)
             self._program_ranges(key, service)
             self._leading.set(key, leading)
+            if once and service and _is_plain(service, wanted) and all(map(is_simple, known)):
+                self._plain.add(key)
+
+    def _exchange(self, key: Key, shards: ShardChanges) -> bool:
+        """Programs backends of a plain Service that have come, gone or changed; False, and nothing is done, where
+        all of it has to be looked at."""
+        service, changed = self._services[key], differing(shards.values())
+        if changed is None or not all(after is None or is_simple(after) for _, after in changed.values()):
+            return False
+        due = list(exchanges(service, changed))
+        cost = self._room.held(key)
+        for each in due:
+            before = self._selections.count(each.number)
+            count = before - len(each.gone) + len(each.come)
+            there = self._selections.has(each.number, each.gone), self._selections.has(each.number, each.come)
+            if count < 1 or there != (len(each.gone), 0):
+                return False
+            cost += _cost_of_backends(service, count, each.outside)
+            cost -= _cost_of_backends(service, before, each.outside)
+        if not self._room.take(key, cost, ()):
+            return False
+        for each in due:
+            self._selections.exchange(each.number, each.gone, each.come, service.affinity_seconds, each.outside)
+        return True
 
     @staticmethod
     def _cost(service: Service | None, wanted: list[Wanted], leading: list[Frontend]) -> Counter[str]:
@@ -147,10 +189,7 @@ class ServiceView:
         cost["source_ranges"] = len(set(ranges(service)))
         cost["services"] = len(wanted)
         for each in wanted:
-            count = len(each.selection.backends)
-            cost["backends"] += count
-            cost["slots"] += count * bool(service.affinity_seconds)
-            cost["ring"] += count * (each.outside and count > 1)
+            cost += _cost_of_backends(service, len(each.selection.backends), each.outside)
         return cost
 
     def _keep(self, key: Key, service: Service | None) -> None:
@@ -185,7 +224,9 @@ class ServiceView:
 
     def wanted(self, key: Key, service: Service) -> Iterator[Wanted]:
         """The selections of all ports, each in each family of the Service."""
-        known = self.backends(key)
+        yield from self._wanted(service, self.backends(key))
+
+    def _wanted(self, service: Service, known: list[Backend]) -> Iterator[Wanted]:
         for port in service.ports:
             for bit in families(service):
                 of_port = [b for b in known if port.name in b.ports and family(b.address) == bit]
@@ -197,11 +238,15 @@ class ServiceView:
 
     def backends(self, key: Key) -> list[Backend]:
         """All that are known, whoever may use them."""
-        # One address in two shards, as while they are spread anew, is one backend.
+        return self._known(key)[0]
+
+    def _known(self, key: Key) -> tuple[list[Backend], bool]:
+        """The same, and whether each stands in one shard only."""
         shards = self._shards.get(key)
-        if shards is None:
-            return []
-        return list({backend.address: backend for shard in shards.all() for backend in shard.backends}.values())
+        found = [backend for shard in shards.all() for backend in shard.backends] if shards is not None else []
+        # One address in two shards, as while they are spread anew, is one backend.
+        known = {backend.address: backend for backend in found}
+        return list(known.values()), len(known) == len(found)
 
     def _check_health(self, key: Key, service: Service | None) -> None:
         before = self._health_ports.pop(key, None)
@@ -223,6 +268,19 @@ class ServiceView:
             self._tables.want("source_ranges", entry, PRESENT)
         if wanted:
             self._ranges[key] = wanted
+
+
+def _cost_of_backends(service: Service, count: int, outside: bool) -> Counter[str]:
+    """What a selection of so many backends takes: map → entries."""
+    affine, turning = bool(service.affinity_seconds), outside and count > 1
+    return Counter({"backends": count, "slots": count * affine, "ring": count * turning})
+
+
+def _is_plain(service: Service, wanted: list[Wanted]) -> bool:
+    """Whether it has ready backends everywhere, and the same ones for everybody."""
+    local = service.internal_local or service.external_local or service.health_port
+    chosen = [each.selection.backends for each in wanted]
+    return bool(chosen) and not local and all(backends and backends[0].ready for backends in chosen)
 
 
 def _selections(service: Service | None) -> set[int]:

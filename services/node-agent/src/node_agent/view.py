@@ -181,8 +181,7 @@ class View:
         self.departures.service(key, before, record)
 
     def _set_backends(self, key: tuple[str, str], shard: int, record: BackendShard | None, value: bytes | None) -> None:
-        before = self.services.shard(key, shard)
-        self.services.set_shard(key, shard, value)
+        before = self.services.set_shard(key, shard, record, value)
         self.departures.shard(key, before, record)
 
     def _set_endpoint(self, key: tuple[str, str], record: Endpoint | None, value: bytes | None) -> None:
