@@ -42,7 +42,13 @@ from tidegate.store.local import EtcdProcess
 EVERY = 15.0  # seconds between looks
 SETTLED = 10.0  # seconds after the last change until maps are compared
 AGAIN = 3  # looks, where something may still be under way
-ETCD_OPTIONS = ("--auto-compaction-mode=periodic", "--auto-compaction-retention=5m", "--quota-backend-bytes=4294967296")
+# As compose/kubernetes/overlays/own-etcd has them, but for the retention.
+ETCD_OPTIONS = (
+    "--auto-compaction-mode=periodic",
+    "--auto-compaction-retention=5m",
+    "--quota-backend-bytes=4294967296",
+    "--snapshot-count=10000",
+)
 SIZE, IN_USE = "etcd_mvcc_db_total_size_in_bytes", "etcd_mvcc_db_total_size_in_use_in_bytes"
 
 Held = dict[str, dict[bytes, bytes]]  # map → entries
