@@ -35,13 +35,12 @@ bench: $(VENV)/.installed
 bench-quick: $(VENV)/.installed
 	$(BIN)/python -m tests.bench run --size quick --json build/bench-quick.json $(BENCH_ARGS)
 
-# The steps of the Dockerfile in trees of debootstrap's, and compose/docker in them: what is missing in an image shows
-# without a container engine.
 # Half an hour of changes: memory, the agent's maps, etcd's database. SOAK_ARGS="--minutes 5 --scale 0.02" for a shorter one.
 soak: $(VENV)/.installed
 	$(BIN)/python -m tests.scale.soak $(SOAK_ARGS)
 
-# The steps of the Dockerfile in trees of debootstrap's: what is missing in an image shows without a container engine.
+# The steps of the Dockerfile in trees of debootstrap's, and compose/docker in them: what is missing in an image shows
+# without a container engine.
 check-images: $(VENV)/.installed
 	command -v debootstrap >/dev/null || apt-get install -y -q --no-install-recommends debootstrap
 	$(BIN)/python -m tests.deploy $(IMAGES_ARGS)
