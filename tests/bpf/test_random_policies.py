@@ -91,3 +91,5 @@ def test_model_records_and_programs_agree(nodes: dict[str, Node], change: tuple[
             wrong.append(f"in audit by the records: {compiled.audited}")
         wrong += differences(nodes, documented, homes, sent)
         assert not wrong, f"after {count} cases: {wrong}"
+        for node in nodes.values():
+            node.answer()

@@ -8,6 +8,7 @@ from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.inet6 import ICMPv6EchoRequest, IPv6
 from scapy.layers.sctp import SCTP, SCTPChunkInit
 from scapy.packet import Packet as Layers
+from scapy.packet import Raw
 from tests.bpf.kernel import Loaded, run_program
 from tests.bpf.packets import IFINDEX, REDIRECT, SHOT, frame
 from tests.endpoint_sync.world import KEYS, Object
@@ -28,7 +29,7 @@ Sent = list[tuple[int, Packet]]  # with their numbers: source ports, or identifi
 IPV4_AT, IPV6_AT = 26, 22  # addresses in a frame
 TRANSPORTS: Mapping[str, Layers] = {
     "TCP": TCP(flags="S"),
-    "UDP": UDP(),
+    "UDP": UDP() / Raw(b"as much as TCP has"),
     "SCTP": SCTP() / SCTPChunkInit(init_tag=7, n_out_streams=1, n_in_streams=1),
 }
 
@@ -66,6 +67,13 @@ class Node(Agent):
         self.tables = Tables(self.kernel)
         self.view = View(self.name, KEYS, self.tables, ENTRIES)
         self.passed = {}
+
+    def answer(self) -> None:
+        """As if all connections had been answered: they are live."""
+        fresh, live = (self.loaded.maps[name] for name in ("connections_new", "connections"))
+        for key, entry in fresh.items():
+            live.set(key, {field: value for field, value in entry.items() if field != "vip"})
+        fresh.clear()
 
     def audit(self, whole: bool) -> None:
         """As an agent starts with or without --policy-audit."""
