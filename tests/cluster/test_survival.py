@@ -140,6 +140,7 @@ def test_killed_and_nothing_is_lost(policed: Cluster, traffic_script: Path, proc
     with traffic(policed, traffic_script) as seen:
         subprocess.run(["kill", "-9", str(before)], check=True)
         until(f"{process} runs again", lambda: policed.running(process, before))
+        until("the API server answers", lambda: "gitVersion" in policed.kubectl("get", "--raw=/version", check=False))
         until("all agents are ready", lambda: all(policed.status(node).get("ready") for node in policed.nodes()))
         policed.settle()
     saw(f"{process}: {counts(seen)}")
