@@ -220,16 +220,20 @@ def test_a_change_reaches_the_maps(run: Run) -> None:
     run(work)
 
 
-def test_a_change_of_services_alone_raises_no_generation(run: Run) -> None:
+def test_a_change_of_backends_alone_raises_no_generation(run: Run) -> None:
     async def work(world: World) -> None:
-        world.store.put_now(puts({**MARKS, **RECORDS}))
+        world.store.put_now(puts({**MARKS, **RECORDS, **service("more", "10.96.0.2", http=90)}))
         async with world.agent() as (agent, health):
             await world.settled(agent, health)
             before = world.generation()
-            world.store.put_now(puts(service("more", "10.96.0.2", http=90)))
-            await until("the service", lambda: world.loaded.maps["services"].get({"value": 5090}))
-            world.store.put_now([Delete(KEYS.service("default", "more"))])
-            await until("its end", lambda: not world.loaded.maps["services"].get({"value": 5090}))
+
+            def count() -> int:
+                return int((world.loaded.maps["services"].get({"value": 5090}) or {})["count"])
+
+            world.store.put_now(puts(backends("more", 0, backend("10.202.2.9"))))
+            await until("the backend", lambda: count() == 1)
+            world.store.put_now([Delete(KEYS.backends("default", "more", 0))])
+            await until("its end", lambda: count() == 0)
             assert world.generation() == before
 
     run(work)
