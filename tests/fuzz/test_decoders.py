@@ -119,7 +119,7 @@ def test_values_in_etcd(record: Record, seed: int) -> None:
         except RecordError:
             continue
         assert found.v[0] == VERSION[0]
-        assert decode(kind, encode(found)) == found
+        assert decode(kind, encode(found)) == msgspec.structs.replace(found, v=VERSION)
         assert encode(decode(kind, encode(found))) == encode(found)
 
 

@@ -19,6 +19,7 @@ from tests.bpf.conftest import COMPILED
 from tests.bpf.kernel import Loaded
 from tests.node_agent.conftest import SIZES
 from tests.node_agent.netns import Network, until
+from tests.node_agent.test_attach import detach, link_of
 from tests.node_agent.world import (
     KEYS,
     MARKS,
@@ -41,13 +42,14 @@ from tests.node_agent.world import (
 )
 
 from node_agent import filters, nft
-from node_agent.agent import Agent
+from node_agent.agent import LOOK, SETTLE, Agent
+from node_agent.attach import HANDLE, PRIORITY
 from node_agent.loader.pins import possible_cpus
 from node_agent.monitor import MONITOR_DROPS, MONITOR_VERDICTS, Monitor
 from node_agent.nodesettings import NodeSettings
 from node_agent.policylog import LOG_AUDITED
 from node_agent.programsettings import SETTING_AUDIT, SETTING_LOG
-from node_agent.status import KernelCollector, routes, status
+from node_agent.status import KernelCollector, repaired, routes, status
 from node_agent.sysctl import SYSCTL, enable_forwarding
 from node_agent.table import ORDER
 from tidegate.records import NamespaceAudit, encode
@@ -610,11 +612,18 @@ def test_a_bad_size_of_a_map_is_refused_before_anything_changes(
 # ---- what others undo ----------------------------------------------------------------------------------------------
 
 
+def target_of(pin: Path) -> int:
+    """What the link is attached to; 0 also where there is none."""
+    with contextlib.suppress(FileNotFoundError):
+        return link_of(pin.parents[1], pin.name)[2]
+    return 0
+
+
 @pytest.mark.parametrize("attach", ["tcx", "clsact"])
 def test_what_is_undone_is_put_back_when_the_kernel_tells(
     run: Run, monkeypatch: pytest.MonkeyPatch, attach: str
 ) -> None:
-    """Nobody looks by the clock here."""
+    """Nobody looks at everything by the clock here."""
     monkeypatch.setattr("node_agent.agent.CHECK", 3600.0)
 
     async def work(world: World) -> None:
@@ -631,12 +640,32 @@ def test_what_is_undone_is_put_back_when_the_kernel_tells(
             forwarding = SYSCTL / "ipv4/ip_forward"
             forwarding.write_text("0\n")
             await until("forwarding", lambda: forwarding.read_text() == "1\n")
+            programs = world.loaded.manifest.programs
+            connect = world.loaded.bpffs / "links" / "cgroup_connect4"
+            detach(connect)
+            await until("the program on the cgroup", lambda: target_of(connect))
+            for path in map(Path, (world.loaded.manifest.maps["connections"].path, programs["from_pod"].path)):
+                path.unlink()
+                await until("the pin", path.exists)
+            before = repaired(agent)
             if attach == "clsact":
+                place = ["dev", "vethpod", "ingress", "prio", str(PRIORITY), "handle", hex(HANDLE), "bpf"]
+                world.network.node.run("tc", "filter", "del", *place)
+                await until("the filter", lambda: len(filters.programs(index, "ingress")) == 2)
                 world.network.node.run("tc", "qdisc", "del", "dev", "vethpod", "clsact")
                 await until("the filters", lambda: len(filters.programs(index, "ingress")) == 2)
             else:
                 pin = world.loaded.bpffs / "links" / f"tcx_{index}_from_pod"
                 pin.unlink()
                 await until("the link", pin.exists)
+                detach(pin)
+                await until("the link on its device", lambda: target_of(pin) == index)
+            await until("the report", lambda: repaired(agent) > before + 1)
+            assert (await status(agent, health, OWN))["repairs"] == repaired(agent)
 
     run(work)
+
+
+def test_what_is_undone_is_noticed_within_a_second() -> None:
+    """At the latest: between two looks at the links, and then at everything."""
+    assert LOOK + SETTLE <= 1.0

@@ -103,6 +103,13 @@ def pins(bpffs: Path) -> set[str]:
     return {path.name for path in (bpffs / "links").iterdir()}
 
 
+def detach(path: Path) -> None:
+    """BPF_LINK_DETACH: the pin stays, attached to nothing."""
+    link = links.open_pin(path)
+    bpf(34, struct.pack("=I", link), "detach a link")
+    os.close(link)
+
+
 def attach(opened: Attachments, network: Network, device: str = "vethpod") -> int:
     index = network.node.ifindex(device)
     with network.node.entered():
@@ -165,12 +172,26 @@ def test_tcx_attached_again_changes_nothing(attachments: Open, network: Network,
 
 
 def test_a_tcx_link_without_its_pin_is_put_back(attachments: Open, network: Network, loaded: Loaded) -> None:
+    """It is the same one: as long as the agent lives it never was away."""
     opened = attachments("tcx")
     index = attach(opened, network)
+    name = f"tcx_{index}_to_pod"
+    before = link_of(loaded.bpffs, name)
+    (loaded.bpffs / "links" / name).unlink()
+    assert opened.are_whole()
+    attach(opened, network)
+    assert link_of(loaded.bpffs, name) == before
+    assert opened.repairs == 1
+
+
+def test_a_tcx_link_that_lost_its_pin_while_no_agent_ran(attachments: Open, network: Network, loaded: Loaded) -> None:
+    index = attach(first := attachments("tcx"), network)
     (loaded.bpffs / "links" / f"tcx_{index}_to_pod").unlink()
+    first.close()
     # The kernel lets go of the old link a little later; until then the program stands there already (EEXIST), and the
     # agent tries again at its next look.
-    until_done(lambda: attach(opened, network))
+    again = attachments("tcx")
+    until_done(lambda: attach(again, network))
     assert link_of(loaded.bpffs, f"tcx_{index}_to_pod")[1:] == (number_of(loaded.manifest, "to_pod"), index)
 
 
@@ -178,11 +199,11 @@ def test_a_detached_tcx_link_is_put_back(attachments: Open, network: Network, lo
     opened = attachments("tcx")
     index = attach(opened, network)
     name = f"tcx_{index}_to_pod"
-    link = links.open_pin(loaded.bpffs / "links" / name)
-    bpf(34, struct.pack("=I", link), "detach a link")  # BPF_LINK_DETACH: the pin stays, attached to nothing
-    os.close(link)
+    detach(loaded.bpffs / "links" / name)
     assert link_of(loaded.bpffs, name)[2] == 0
+    assert not opened.are_whole()
     attach(opened, network)
+    assert opened.are_whole()
     assert link_of(loaded.bpffs, name)[1:] == (number_of(loaded.manifest, "to_pod"), index)
     assert opened.repairs == 1
 
@@ -218,9 +239,13 @@ def test_the_links_of_a_device_that_is_gone_are_forgotten(attachments: Open, net
     opened = attachments("tcx")
     index = attach(opened, network)
     assert pins(loaded.bpffs) == tcx_names(index)
-    opened.forget_device(index)
+    opened.devices.clear()  # as before a look at everything
+    opened.forget_absent({index: "vethpod"})
+    assert pins(loaded.bpffs) == tcx_names(index)
+    opened.forget_absent({})
     assert pins(loaded.bpffs) == set()
     assert opened.devices == {}
+    assert opened.are_whole()
 
 
 def test_after_a_start_links_of_absent_devices_and_old_versions_go(
@@ -278,6 +303,14 @@ def test_filters_of_others_stay(attachments: Open, network: Network, loaded: Loa
     assert numbers[2:] == [number_of(loaded.manifest, "from_network")]
 
 
+def test_a_filter_of_another_kind_in_our_place_is_told(attachments: Open, network: Network, loaded: Loaded) -> None:
+    network.node.run("tc", "qdisc", "add", "dev", "vethpod", "clsact")
+    place = ["dev", "vethpod", "ingress", "prio", str(PRIORITY), "protocol", "ip", "bpf", "da", "pinned"]
+    network.node.run("tc", "filter", "add", *place, loaded.manifest.programs["from_network"].path)
+    with pytest.raises(OSError, match=f"ingress of device .* priority {PRIORITY}, where others"):
+        attach(attachments("clsact"), network)
+
+
 def test_a_new_version_takes_the_place_of_the_clsact_filter(
     attachments: Open, network: Network, next_version: Manifest
 ) -> None:
@@ -308,6 +341,7 @@ def test_the_cgroup_again_and_after_it_was_made_anew(attachments: Open, loaded: 
     cgroup.mkdir()
     opened.attach_cgroup()
     after = link_of(loaded.bpffs, "cgroup_connect4")
+    assert opened.are_whole()
     assert after[0] != before[0]
     assert after[2] == cgroup.stat().st_ino
     assert opened.repairs == len(pins(loaded.bpffs))

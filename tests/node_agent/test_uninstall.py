@@ -94,7 +94,8 @@ class Node:
             yield
         finally:
             process.kill()
-            process.communicate()
+            output, _ = process.communicate()
+            print(output.decode(errors="replace"))  # noqa: T201  # pytest shows it where the test fails
 
     def cleanup(self) -> Result:
         with self.network.node.entered():

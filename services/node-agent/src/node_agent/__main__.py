@@ -10,7 +10,7 @@ from node_agent import nft
 from node_agent.agent import Agent
 from node_agent.loader import CACHE
 from node_agent.loading import LoadError, run_loader
-from node_agent.machine import check
+from node_agent.machine import allow_open_files, check
 from node_agent.masquerade import parse_ports
 from node_agent.monitor import Monitor
 from node_agent.nodesettings import NodeSettings
@@ -170,6 +170,7 @@ def made_for(backends: int | None, frontends: int | None, source_ranges: int | N
 async def serve_node(common: CommonSettings, settings: NodeSettings) -> None:
     """Never returns. Raises SettingsError for what this machine lacks."""
     check(settings.bpffs, settings.cgroup)
+    allow_open_files()
     write_whereabouts(settings, common.cluster, common.etcd, importlib.metadata.version("tidegate"))
     try:
         # Changes nothing of what is forwarded, and may refuse what it is asked for.

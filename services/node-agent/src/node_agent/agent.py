@@ -14,6 +14,7 @@ from node_agent.cni import CniConfiguration
 from node_agent.entries import NO_DEVICE, Entries
 from node_agent.grace import wait_for_programs
 from node_agent.healthchecks import HealthChecks
+from node_agent.keptpins import KeptPins
 from node_agent.loader import Manifest
 from node_agent.maps import Maps
 from node_agent.masquerade import free_blocks, read_local_ports, settings_of
@@ -50,9 +51,9 @@ T = TypeVar("T")
 
 PORT_BLOCKS = 3
 WRITERS = ("endpoint-sync", "policy-sync")
-# Seconds: between looks at whether our programs are still where they belong, where the kernel tells nothing, and until
-# the look where it does, for changes that come together.
-CHECK, SETTLE = 5.0, 0.3
+# Seconds: between looks at all that may be undone, where the kernel tells nothing; between those at our links, whose
+# end it never tells; and until the look where it does, for changes that come together.
+CHECK, LOOK, SETTLE = 5.0, 0.7, 0.3
 SMALL = 64  # entries that are written at once, and not in the worker thread
 
 WRITES = metrics.counter("map_writes", "Entries written to or removed from maps.", ("map",))
@@ -84,7 +85,6 @@ class Agent:
         self.upkeep = Upkeep(settings.pod_interfaces, settings.uplinks, settings.sysctl)
         self.takeover = Takeover()
         self._checks = HealthChecks(lambda: health.is_ready)
-        self._tampering = Tampering(settings.bpffs / "links")
         self.cni = CniConfiguration(settings.cni, settings.state, settings.uplinks)
         self._full: dict[str, str] = {}
         self._ports: dict[str, str] = {}
@@ -97,6 +97,8 @@ class Agent:
         self.tables: Tables
         self.view: View
         self.attachments: Attachments
+        self.pins: KeptPins
+        self._tampering: Tampering
         self._succession: Succession
         self.releaser: Releaser
         self.policy_log: PolicyLog
@@ -106,6 +108,7 @@ class Agent:
         """Opens maps and programs, and reads what the maps hold. Raises OSError."""
         self.cni.begin()
         await self.in_worker(self._open)
+        self._tampering = Tampering((self._settings.bpffs / "links", *self.pins.directories))
         self._tampering.open()
         self._entries = Entries(self.manifest.maps)
         sizes = {name: entry.max_entries for name, entry in self.manifest.maps.items()}
@@ -116,6 +119,7 @@ class Agent:
 
     def _open(self) -> None:
         self.maps = Maps(self.manifest.maps)
+        self.pins = KeptPins(self.manifest)
         self.program_settings = ProgramSettings(self.maps["settings"])
         self.tables = Tables({name: self.maps[name].items() for name in ORDER})
         settings = self._settings
@@ -139,6 +143,7 @@ class Agent:
         await self._checks.close()
         await self.in_worker(self.releaser.close)
         await self.in_worker(self.maps.close)
+        self.pins.close()
         self.attachments.close()
         self._worker.shutdown()
         self._waiter.shutdown()
@@ -186,9 +191,10 @@ class Agent:
     async def _check(self) -> None:
         """Somebody may have taken our programs away, or the guard: look when something changes, and now and then."""
         while True:
-            await self._tampering.wait(CHECK)
+            await self._until_due()
             await asyncio.sleep(SETTLE)
             await self.upkeep.look()
+            await self.in_worker(self.pins.look)
             await self.takeover.look()
             self.cni.look_again()
             if not self._succession.waits_for:
@@ -196,6 +202,12 @@ class Agent:
                 await self.in_worker(self.attachments.attach_cgroup)
             await self.in_worker(self._set_ports)
             self.changed()
+
+    async def _until_due(self) -> None:
+        """Until the kernel tells of a change, a link is found detached, or it is time for a look at everything."""
+        for _ in range(round(CHECK / LOOK)):
+            if await self._tampering.wait(LOOK) or not await self.in_worker(self.attachments.are_whole):
+                return
 
     async def _apply(self) -> None:
         await self._host_ready.wait()
@@ -257,8 +269,7 @@ class Agent:
     async def _attach_devices(self) -> None:
         """Programs on every pod device and uplink, also on those of pods that nobody has told us about yet."""
         devices = dict(self._watch.host.devices)
-        for index in [index for index in self.attachments.devices if index not in devices]:
-            self.attachments.forget_device(index)
+        self.attachments.forget_absent(devices)
         for index, name in devices.items():
             programs = self._devices.programs(name)
             if programs is not None and self.attachments.devices.get(index) != name:

@@ -12,6 +12,9 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from node_agent import filters, links
 from node_agent.loader import Manifest, prune
+from tidegate.runtime.logging import get_logger
+
+log = get_logger()
 
 # Program → hook. Those for IPv6 first: an earlier version's IPv4 program may be what refuses all IPv6.
 POD_PROGRAMS = {"from_pod6": "ingress", "to_pod6": "egress", "from_pod": "ingress", "to_pod": "egress"}
@@ -58,10 +61,18 @@ class Attachments:
         self.repairs = 0
         self.devices: dict[int, str] = {}
         self._filtered: set[int] = set()  # devices that have had their filters since the start
+        # Links that stand, kept open: without its pin such a link does not go, and to look at all of them costs little.
+        self._open: dict[str, int] = {}
 
     def close(self) -> None:
-        for fd in self._fds.values():
+        for fd in (*self._fds.values(), *self._open.values()):
             os.close(fd)
+        self._fds.clear()
+        self._open.clear()
+
+    def are_whole(self) -> bool:
+        """Whether all links still hold what they were attached to: of one that is detached the kernel tells nobody."""
+        return all(links.is_attached(fd) for fd in self._open.values())
 
     def attach_cgroup(self) -> None:
         """Raises OSError, also where the path is no cgroup v2 directory."""
@@ -78,7 +89,8 @@ class Attachments:
             if self.tcx:
                 self._link(f"tcx_{index}_{program}", program, index, f"tcx_{hook}", index)
             elif filters.programs(index, hook).get(_handle(program)) != self._ids[program]:
-                self.repairs += index in self._filtered
+                if index in self._filtered:
+                    self._repaired(f"{name} {hook}", "its filter was removed or replaced")
                 self._filter(index, hook, program)
         if not self.tcx:
             self._filtered.add(index)
@@ -90,6 +102,14 @@ class Attachments:
         self._filtered.discard(index)
         for path in self._links.glob(f"tcx_{index}_*"):
             path.unlink()
+        for name in [name for name in self._open if name.startswith(f"tcx_{index}_")]:
+            os.close(self._open.pop(name))
+
+    def forget_absent(self, present: Mapping[int, str]) -> None:
+        """The same of all that are not there any more."""
+        linked = {int(name.split("_")[1]) for name in self._open if name.startswith("tcx_")}
+        for index in (linked | self.devices.keys()) - present.keys():
+            self.forget_device(index)
 
     def finish(self, present: Mapping[int, str]) -> list[str]:
         """After a start: removes links of devices that are gone, and the programs and maps of earlier versions."""
@@ -104,20 +124,32 @@ class Attachments:
         try:
             link = links.open_pin(path)
         except FileNotFoundError:
-            self._create(path, program, target, attach)
-            return
-        try:
-            info = links.link_info(link, attach)
-            if info.target == identifier:
-                if info.program != self._ids[program]:
-                    links.update(link, self._fds[program])
+            if name not in self._open:
+                self._create(path, program, target, attach)
                 return
-        finally:
-            os.close(link)
-        # The pin is left from a device or cgroup that is gone; its number may have been given to another one.
+            self._repaired(name, "its pin was removed")
+            link = os.dup(self._open[name])
+            links.pin(link, path)
+        self._keep(name, link)
+        info = links.link_info(link, attach)
+        if info.target == identifier:
+            if info.program != self._ids[program]:
+                links.update(link, self._fds[program])
+            return
+        # It was detached, or its pin is left from a device or cgroup that is gone, whose number another one may have.
+        os.close(self._open.pop(name))
         path.unlink()
-        self.repairs += 1
+        self._repaired(name, "it was detached")
         self._create(path, program, target, attach)
+
+    def _keep(self, name: str, link: int) -> None:
+        if name in self._open:
+            os.close(self._open[name])
+        self._open[name] = link
+
+    def _repaired(self, name: str, reason: str) -> None:
+        self.repairs += 1
+        log.warning("a program was taken away: attached anew", link=name, reason=reason)
 
     def _create(self, path: Path, program: str, target: int, attach: str) -> None:
         with ExitStack() as opened:
@@ -127,8 +159,8 @@ class Attachments:
                 before = links.open_pin(other)
                 opened.callback(os.close, before)
             link = links.create(self._fds[program], target, attach, before)
-            opened.callback(os.close, link)
-            links.pin(link, path)
+        self._keep(path.name, link)
+        links.pin(link, path)
 
     def _filter(self, index: int, hook: str, program: str) -> None:
         with IPRoute() as route:
@@ -137,18 +169,24 @@ class Attachments:
             except NetlinkError as error:
                 if error.code != 17:  # EEXIST: there already, ours or another's
                     raise OSError(error.code, f"qdisc clsact on device {index}: {error}") from error
-            route.tc(
-                "replace-filter",
-                "bpf",
-                index=index,
-                handle=_handle(program),
-                parent=filters.PARENT[hook],
-                prio=PRIORITY,
-                protocol=ALL_PROTOCOLS,
-                fd=self._fds[program],
-                name=f"tidegate_{program}",
-                flags=_DIRECT_ACTION,
-            )
+            try:
+                route.tc(
+                    "replace-filter",
+                    "bpf",
+                    index=index,
+                    handle=_handle(program),
+                    parent=filters.PARENT[hook],
+                    prio=PRIORITY,
+                    protocol=ALL_PROTOCOLS,
+                    fd=self._fds[program],
+                    name=f"tidegate_{program}",
+                    flags=_DIRECT_ACTION,
+                )
+            except NetlinkError as error:
+                text = (
+                    f"filter at {hook} of device {index}, priority {PRIORITY}, where others of another kind may stand"
+                )
+                raise OSError(error.code, f"{text}: {error}") from error
 
 
 def _handle(program: str) -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 from node_agent.loader.programs import ATTACH_NUMBERS as ATTACH
 from node_agent.syscall import bpf
 
+LINK_CGROUP = 3  # enum bpf_link_type
 LOOPBACK = 1  # ifindex, in every network namespace
 
 OBJ_PIN, OBJ_GET, GET_INFO, LINK_CREATE, LINK_UPDATE = 6, 7, 15, 28, 29
@@ -67,6 +68,12 @@ def link_info(link: int, attach: str) -> LinkInfo:
     (program,) = struct.unpack_from("=I", raw, 8)
     (target,) = struct.unpack_from("=I" if attach.startswith("tcx") else "=Q", raw, 16)
     return LinkInfo(program, target)
+
+
+def is_attached(link: int) -> bool:
+    """Whether it still has its device or cgroup: the kernel puts 0 in the place of one that is gone or was detached."""
+    kind, _, _, _, index, rest = struct.unpack_from("=6I", _info(link, 64))
+    return bool(index or (kind == LINK_CGROUP and rest))
 
 
 def program_of(link: int) -> int:

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import resource
 import shutil
 from pathlib import Path
 
@@ -18,6 +19,12 @@ def check(bpffs: Path, cgroup: Path) -> None:
     missing = [text for text in (_capabilities(), _bpffs(bpffs), _cgroup(cgroup), _libbpf(), _nft()) if text]
     if missing:
         raise SettingsError("; ".join(missing))
+
+
+def allow_open_files() -> None:
+    """As many as this process may allow itself: links are kept open, four a pod."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _capabilities() -> str:

@@ -50,7 +50,7 @@ def events_lost(agent: Agent) -> dict[str, int]:
 
 
 def repaired(agent: Agent) -> int:
-    return agent.attachments.repairs + agent.upkeep.repairs
+    return agent.attachments.repairs + agent.upkeep.repairs + agent.pins.repairs
 
 
 def problems_of(agent: Agent) -> dict[str, str]:
@@ -92,7 +92,7 @@ class KernelCollector(Collector):
         audit = GaugeMetricFamily("tidegate_audit", "1 for what is in audit on this node.", labels=["scope"])
         for scope in in_audit(self._agent):
             audit.add_metric([scope], 1)
-        repairs = CounterMetricFamily("tidegate_repairs", "Programs, guard, forwarding: taken away, put back.")
+        repairs = CounterMetricFamily("tidegate_repairs", "Programs, pins, guard, forwarding: taken away, put back.")
         repairs.add_metric([], repaired(self._agent))
         problems = GaugeMetricFamily("tidegate_node_problems", "How many things `tidegate status` names on this node.")
         problems.add_metric([], len(problems_of(self._agent)))

@@ -1,13 +1,13 @@
 """What others do to our programs, the guard or forwarding, as the kernel tells it: so that it is looked at soon.
 
-It is told that something has changed, not what: filters (tc), rules of nftables, forwarding, and pins of our links.
+It is told that something has changed, not what: filters (tc), rules of nftables, forwarding, and pins of ours.
 Whoever waits looks for himself; changes of our own wake him, too, and he finds all in order.
 """
 
 import asyncio
 import ctypes
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,10 +31,10 @@ ROOM = 1 << 16
 
 
 class Tampering:
-    """Of the network namespace in which `open` is called, and of the directory `links`."""
+    """Of the network namespace in which `open` is called, and of these directories."""
 
-    def __init__(self, links: Path) -> None:
-        self._links = links
+    def __init__(self, directories: Iterable[Path]) -> None:
+        self._directories = tuple(directories)
         self._changed = asyncio.Event()
         self._sockets: list[socket.socket] = []
         self._inotify = -1
@@ -50,7 +50,7 @@ class Tampering:
             for group in groups:
                 opened.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, group)
             loop.add_reader(opened, self._take, lambda s=opened: s.recv(ROOM))
-        self._inotify = _watch_directory(self._links)
+        self._inotify = _watch(self._directories)
         loop.add_reader(self._inotify, self._take, lambda: os.read(self._inotify, ROOM))
 
     def _take(self, read: Callable[[], bytes]) -> None:
@@ -82,13 +82,14 @@ class Tampering:
             self._inotify = -1
 
 
-def _watch_directory(path: Path) -> int:
-    """A descriptor that tells of files that are removed from it. Raises OSError."""
+def _watch(directories: Iterable[Path]) -> int:
+    """A descriptor that tells of files that are removed from them. Raises OSError."""
     libc = ctypes.CDLL(None, use_errno=True)
     fd = libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
-    if fd < 0 or libc.inotify_add_watch(fd, os.fsencode(path), IN_DELETE | IN_DELETE_SELF) < 0:
-        code = ctypes.get_errno()
-        if fd >= 0:
-            os.close(fd)
-        raise OSError(code, f"watch the directory {path}: {os.strerror(code)}")
+    for path in directories:
+        if fd < 0 or libc.inotify_add_watch(fd, os.fsencode(path), IN_DELETE | IN_DELETE_SELF) < 0:
+            code = ctypes.get_errno()
+            if fd >= 0:
+                os.close(fd)
+            raise OSError(code, f"watch the directory {path}: {os.strerror(code)}")
     return int(fd)
