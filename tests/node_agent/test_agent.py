@@ -414,7 +414,7 @@ def test_a_service_that_does_not_fit_keeps_its_state_and_the_others_go_on(run: R
             (gauge,) = [metric for metric in KernelCollector(agent).collect() if metric.name == "tidegate_refused"]
             assert [(s.labels, s.value) for s in gauge.samples] == [({"owner": "default/big"}, 1)]
             generation = world.generation()
-            world.store.put_now([Delete(KEYS.service("default", "shop")), Delete(KEYS.backends("default", "shop", 0))])
+            world.store.put_now([Delete(KEYS.backends("default", "shop", 0))])
             await until("room", lambda: not agent.refused and agent.tables.pending == 0)
             assert len(world.loaded.maps["backends"].items()) == room
             assert world.generation() == generation
