@@ -158,8 +158,8 @@ class World:
         """A socket of the pod is translated, and believes that it speaks to the Service."""
         with ExitStack() as stack:
             with self.network.outside.entered():
-                for port in LISTENING:
-                    stack.enter_context(socket.create_server((self.network.OUTSIDE, port)))
+                for end in LISTENING:
+                    stack.enter_context(socket.create_server(end))
             with inside(self.cgroup), self.network.pod.entered():
                 client = stack.enter_context(socket.create_connection((VIP, 80), 20))
             assert client.getpeername() == (VIP, 80)
@@ -200,6 +200,8 @@ def world(
         await store.close()
 
     asyncio.run(fill())
+    for address, _ in LISTENING:
+        network.outside.ip("addr", "add", f"{address}/24", "dev", "eth0")
     made = Node(network, cgroup, tmp_path, etcd, request.param)
     yield World(made, cgroup)
     made.cleanup()

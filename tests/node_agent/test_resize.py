@@ -60,13 +60,13 @@ def place(network: Network, bpffs: Path, tmp_path: Path, cgroup: Path) -> Iterat
 
 
 class Stream:
-    """A connection of the pod to one of these ports outside, on which both send in turn. `to`: what it addresses."""
+    """A connection of the pod to one of these ends outside, on which both send in turn. `to`: what it addresses."""
 
-    def __init__(self, network: Network, *ports: int, to: tuple[str, int] | None = None) -> None:
+    def __init__(self, network: Network, *ends: tuple[str, int], to: tuple[str, int] | None = None) -> None:
         with network.outside.entered():
-            servers = [socket.create_server((network.OUTSIDE, port)) for port in ports]
+            servers = [socket.create_server(end) for end in ends]
         with network.pod.entered():
-            self._client = socket.create_connection(to or (network.OUTSIDE, ports[0]), 10)
+            self._client = socket.create_connection(to or ends[0], 10)
         with selectors.DefaultSelector() as selector:
             for server in servers:
                 selector.register(server, selectors.EVENT_READ, server)
@@ -103,16 +103,16 @@ def test_connections_outlive_maps_of_another_size(place: Place, killed: bool) ->
         world = place.load(*SMALL)
         async with world.agent() as (agent, health):
             await world.settled(agent, health)
-            streams.append(Stream(place.network, 4001))
+            streams.append(Stream(place.network, (Network.OUTSIDE, 4001)))
         before = world.kernel()
         later = place.load(*LARGE)
         assert later.kernel() == before, "full before any program looks into them"
         # The programs that are attached know nothing of the new maps.
-        streams.append(Stream(place.network, 4002))
+        streams.append(Stream(place.network, (Network.OUTSIDE, 4002)))
         if killed:
             await start_and_die(later)
             # All programs have the new maps, so that new connections are made without an agent.
-            streams.append(Stream(place.network, 4003))
+            streams.append(Stream(place.network, (Network.OUTSIDE, 4003)))
             for stream in streams:
                 stream.exchange()
         async with later.agent() as (agent, health):

@@ -33,7 +33,8 @@ from tidegate.records.addresses import pack_address
 pytestmark = pytest.mark.root
 
 VIP, STREAMS, DATAGRAMS = "10.96.0.9", 6, 4
-LISTENING = (4001, 4002, 4003, 4004)  # backends: one that was forgotten would be another one, most times
+# Backends, each an address of its own: one that was forgotten would be another one, most times.
+LISTENING = tuple((f"172.31.2.{number}", 4000 + number) for number in range(241, 247))
 
 # In types.h: a field in the middle of what connections, Services, backends, policies and pods are, and of keys.
 FIELDS = {
@@ -102,9 +103,11 @@ class Answering:
     """Outside, each backend of the UDP port in a thread of its own: it says the question again, and its port."""
 
     def __init__(self, network: Network) -> None:
+        for address, _ in LISTENING:
+            network.outside.ip("addr", "add", f"{address}/24", "dev", "eth0")
         self._sockets = [network.outside.udp(socket.AF_INET) for _ in LISTENING]
-        for opened, port in zip(self._sockets, LISTENING, strict=True):
-            opened.bind((network.OUTSIDE, port))
+        for opened, end in zip(self._sockets, LISTENING, strict=True):
+            opened.bind(end)
         self._threads = [threading.Thread(target=self._answer, args=(opened,)) for opened in self._sockets]
         for thread in self._threads:
             thread.start()
@@ -198,12 +201,12 @@ class Place:
 
 
 def outside() -> dict[str, bytes]:
-    """A Service whose backends are ports of one address out of the cluster."""
+    """A Service whose backends are out of the cluster."""
     ports = (("tcp", Protocol.TCP, 80), ("udp", Protocol.UDP, 53))
     listed = tuple(ServicePort(id=7000 + port, name=name, protocol=kind, port=port) for name, kind, port in ports)
     shard = BackendShard(
         backends=tuple(
-            Backend(address=pack_address(Network.OUTSIDE), ports={"tcp": port, "udp": port}) for port in LISTENING
+            Backend(address=pack_address(address), ports={"tcp": port, "udp": port}) for address, port in LISTENING
         )
     )
     return {
