@@ -117,6 +117,23 @@ static bool touch(struct flow *flow, struct connection *connection, bool reply, 
 	return live;
 }
 
+/* Where an end of the connection is: 0, the initiator; 1, the responder. */
+static u32 *side_of(struct connection *connection, u32 end)
+{
+	OPAQUE(end);
+	return &connection->ifindex[end & 1];
+}
+
+/* The connection has been judged: its entry and where its ends are hold until the next generation. */
+static void vouch(struct flow *flow, struct connection *connection)
+{
+	*side_of(connection, flow->reply) = flow->sides[0];
+	*side_of(connection, !flow->reply) = flow->sides[1];
+	/* What is not complete is not vouched for. */
+	FORGET();
+	connection->generation = flow->generation;
+}
+
 static bool open_connection(struct flow *flow, u64 now)
 {
 	struct connection *fresh = &flow->fresh;
@@ -133,9 +150,7 @@ static bool open_connection(struct flow *flow, u64 now)
 	flow->as_node = opens_as_node(flow);
 	if (flow->as_node)
 		fresh->flags |= CONN_AS_NODE;
-	fresh->generation = flow->generation;
-	fresh->ifindex[0] = flow->sides[0];
-	fresh->ifindex[1] = flow->sides[1];
+	vouch(flow, fresh);
 	touch(flow, fresh, false, now);
 	struct connection *ended = flow->ended ? connections.lookup(&flow->tuple) : NULL;
 	if (ended) {
@@ -177,23 +192,6 @@ static bool judge_packet(struct __sk_buff *skb, struct flow *flow)
 	flow->initiator_port = reply ? flow->destination_port : flow->source_port;
 	flow->responder_port = reply ? flow->source_port : flow->destination_port;
 	return judge(skb, flow);
-}
-
-/* Where an end of the connection is: 0, the initiator; 1, the responder. */
-static u32 *side_of(struct connection *connection, u32 end)
-{
-	OPAQUE(end);
-	return &connection->ifindex[end & 1];
-}
-
-/* The entry has been judged anew: it and where its ends are hold until the next generation. */
-static void vouch(struct flow *flow, struct connection *connection)
-{
-	*side_of(connection, flow->reply) = flow->sides[0];
-	*side_of(connection, !flow->reply) = flow->sides[1];
-	/* What is not complete is not vouched for. */
-	FORGET();
-	connection->generation = flow->generation;
 }
 
 /* Finds or opens the packet's connection and judges it where needed. Sets flow->as_node, and flow->nat_reply with vip,

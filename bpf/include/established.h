@@ -32,8 +32,7 @@ static bool read_plain(struct __sk_buff *skb, struct flow *flow)
 		flow->total = skb->len - IP_AT;
 	u32 header = tcp ? (transport[12] >> 4) * 4 : sizeof(struct udphdr);
 	flow->length = skb->gso_size ? IP_HEADER + header + skb->gso_size : flow->total;
-	bool opens = (flow->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
-	return !opens && flow->total >= IP_HEADER + need && flow->total <= skb->len - IP_AT;
+	return !opens_tcp(flow->tcp_flags) && flow->total >= IP_HEADER + need && flow->total <= skb->len - IP_AT;
 }
 
 /* Whether the packet may pass, and goes to flow->ifindex, or, where that is 0, out of the node. `sender`: where it is from,

@@ -6,6 +6,12 @@
 #define TCP_RST 0x04
 #define TCP_ACK 0x10
 
+/* Whether TCP with these flags says of itself that it opens a connection. */
+static bool opens_tcp(u8 flags)
+{
+	return (flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
+}
+
 /* Whether the packet is of the family that these programs are for. */
 static bool is_ours(struct __sk_buff *skb)
 {
@@ -75,7 +81,7 @@ static bool parse_ports(struct __sk_buff *skb, struct flow *flow)
 	if (protocol == IPPROTO_TCP) {
 		transport = (flow->header[12] >> 4) * 4;
 		flow->tcp_flags = flow->header[13];
-		flow->opens = (flow->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
+		flow->opens = opens_tcp(flow->tcp_flags);
 	} else if (protocol == IPPROTO_SCTP) {
 		flow->opens = is_sctp_init(skb, flow);
 	}

@@ -63,7 +63,7 @@ def tcp(ends: Ends, flags: str = "A", **fields: Any) -> Packet:
 def change(node: Loaded, **fields: object) -> None:
     """Of the one entry in `connections`."""
     ((key, entry),) = node.maps["connections"].items()
-    node.maps["connections"].set(key, {**{k: v for k, v in entry.items() if k != "vip"}, **fields})
+    node.maps["connections"].set(key, {**entry, **fields})
 
 
 def entry_of(node: Loaded) -> Fields:
@@ -76,7 +76,7 @@ def establish(node: Loaded, name: str, opening: Packet) -> None:
     run_program(node.open_program(name), bytes(opening))
     ((key, entry),) = node.maps["connections_new"].items()
     node.maps["connections_new"].clear()
-    node.maps["connections"].set(key, {k: v for k, v in entry.items() if k != "vip"})
+    node.maps["connections"].set(key, entry)
     change(node, flags=entry["flags"] | REPLIED | LIVE, expires=int(time.monotonic()) + 1000)
 
 

@@ -96,12 +96,16 @@ def program(hook: str, frame: bytes, choice: random.Random) -> str:
     return hook + (family if choice.random() < 0.95 else "" if family else "6")
 
 
+def begin(kernel: Kernel, seed: int) -> tuple[random.Random, Frames]:
+    choice = random.Random(seed)  # noqa: S311  # to be repeated, not to be secret
+    open_state(kernel.loaded, choice)
+    return choice, Frames(choice, ADDRESSES[IPV4], ADDRESSES[IPV6], PORTS)
+
+
 @fuzzing(250)
 @given(st.integers(0, 2**64))
 def test_any_packets_through_any_program(kernel: Kernel, seed: int) -> None:
-    choice = random.Random(seed)  # noqa: S311  # to be repeated, not to be secret
-    frames = Frames(choice, ADDRESSES[IPV4], ADDRESSES[IPV6], PORTS)
-    open_state(kernel.loaded, choice)
+    choice, frames = begin(kernel, seed)
     for _ in range(PACKETS):
         kind = choice.choice((IPV4, IPV6))
         source = choice.choice((None, None, *ADDRESSES[kind][:1]))
@@ -114,9 +118,7 @@ def test_any_packets_through_any_program(kernel: Kernel, seed: int) -> None:
 @given(st.integers(0, 2**64))
 def test_whole_packets_there_and_back(kernel: Kernel, seed: int) -> None:
     """What comes out goes in again from the other side, so that connections are answered, translated and ended."""
-    choice = random.Random(seed)  # noqa: S311
-    frames = Frames(choice, ADDRESSES[IPV4], ADDRESSES[IPV6], PORTS)
-    open_state(kernel.loaded, choice)
+    choice, frames = begin(kernel, seed)
     kind = choice.choice((IPV4, IPV6))
     sent = [frames.frame(kind, ADDRESSES[kind][0], ADDRESSES[kind][choice.choice((3, 5))])]
     for _ in range(PACKETS):
@@ -145,9 +147,7 @@ def reversed_ends(frame: bytes) -> bytes:
 @given(st.integers(0, 2**64))
 def test_nothing_gets_through_a_policy_that_isolates(kernel: Kernel, seed: int) -> None:
     """Neither out of the pod nor into it, whatever came before; but from itself, and for neighbour discovery."""
-    choice = random.Random(seed)  # noqa: S311
-    frames = Frames(choice, ADDRESSES[IPV4], ADDRESSES[IPV6], PORTS)
-    open_state(kernel.loaded, choice)
+    choice, frames = begin(kernel, seed)
     kernel.loaded.maps["subjects"].set({"value": 300}, {"policy": 300, "flags": 3})
     for _ in range(PACKETS):
         kind = choice.choice((IPV4, IPV6))

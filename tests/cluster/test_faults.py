@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -59,33 +60,38 @@ def test_the_leader_is_killed(faulty: Faulty, traffic_script: Path, saw: Saw, se
     assert faulty.holder(service) not in ("", holder)
 
 
-@fault("the network to the API server is cut", f"{NEXT} once it is whole again; policies stay in force")
-def test_cut_from_the_api_server(faulty: Faulty, traffic_script: Path, saw: Saw) -> None:
+def policies_stay_while(
+    faulty: Faulty,
+    traffic_script: Path,
+    saw: Saw,
+    cut: AbstractContextManager[None],
+    first: Callable[[], None] = lambda: None,
+) -> None:
+    """What is denied stays so while the network is cut, and once it is whole again a change comes."""
     with traffic(faulty, traffic_script) as seen:
-        with closed(faulty), faulty.api_cut():
+        with closed(faulty), cut:
+            first()
             assert faulty.denied()
         healed = time.monotonic()
         took = milliseconds(healed, faulty.change("service"))
     saw(counts(seen))
     saw("denied stayed denied; change in force {} after", took)
     no_packet_is_lost(seen)
+
+
+@fault("the network to the API server is cut", f"{NEXT} once it is whole again; policies stay in force")
+def test_cut_from_the_api_server(faulty: Faulty, traffic_script: Path, saw: Saw) -> None:
+    policies_stay_while(faulty, traffic_script, saw, faulty.api_cut())
 
 
 @fault(
     "the network to etcd is cut, for longer than leases last", f"{NEXT} once it is whole again; policies stay in force"
 )
 def test_cut_from_etcd(faulty: Faulty, traffic_script: Path, saw: Saw) -> None:
-    with traffic(faulty, traffic_script) as seen:
-        with closed(faulty), faulty.etcd_cut():
-            until(
-                "all agents notice", lambda: all("etcd" in faulty.status(node)["problems"] for node in faulty.nodes())
-            )
-            assert faulty.denied()
-        healed = time.monotonic()
-        took = milliseconds(healed, faulty.change("service"))
-    saw(counts(seen))
-    saw("denied stayed denied; change in force {} after", took)
-    no_packet_is_lost(seen)
+    def agents_notice() -> None:
+        until("all agents notice", lambda: all("etcd" in faulty.status(node)["problems"] for node in faulty.nodes()))
+
+    policies_stay_while(faulty, traffic_script, saw, faulty.etcd_cut(), agents_notice)
 
 
 @fault("a member of etcd that agents are connected to is cut off from the others", NEXT)

@@ -15,9 +15,9 @@ from tests.bpf.test_sockets import inside
 from tests.node_agent.netns import Network, until
 from tests.node_agent.test_agent import RECORDS, WEB
 from tests.node_agent.test_resize import Stream
-from tests.node_agent.test_uninstall import NODES, Node
+from tests.node_agent.test_uninstall import NODES, Node, filled_etcd
 from tests.node_agent.test_upgrade import LISTENING, VIP, outside
-from tests.node_agent.world import MARKS, puts, rules, subject
+from tests.node_agent.world import MARKS, rules, subject
 
 from node_agent import links
 from node_agent.loader import read_manifest
@@ -25,9 +25,6 @@ from node_agent.loader.pins import Definition
 from node_agent.loader.programs import create_map
 from node_agent.maps import libbpf
 from node_agent.syscall import bpf
-from tidegate.runtime.settings import CommonSettings
-from tidegate.store.etcd import EtcdStore
-from tidegate.store.local import EtcdProcess
 
 pytestmark = pytest.mark.root
 
@@ -190,16 +187,8 @@ def world(
     request: pytest.FixtureRequest, network: Network, cgroup: Path, all_loaded: Loaded, tmp_path: Path
 ) -> Iterator[World]:
     """With programs that are compiled."""
-    etcd = EtcdProcess(tmp_path / "etcd")
-
-    async def fill() -> None:
-        await etcd.start()
-        store = EtcdStore(CommonSettings(etcd=(etcd.endpoint,)))
-        isolated = {**RECORDS, **subject(WEB, 6), **rules(6)}
-        await store.transact(puts({**isolated, **NODES, **outside(), **MARKS}))
-        await store.close()
-
-    asyncio.run(fill())
+    isolated = {**RECORDS, **subject(WEB, 6), **rules(6)}
+    etcd = filled_etcd(tmp_path, {**isolated, **NODES, **outside(), **MARKS})
     for address, _ in LISTENING:
         network.outside.ip("addr", "add", f"{address}/24", "dev", "eth0")
     made = Node(network, cgroup, tmp_path, etcd, request.param)

@@ -20,7 +20,7 @@ from tests.bpf.kernel import Loaded
 from tests.leftovers import BPF
 from tests.node_agent.netns import PATIENCE, PREFIX, Network, until
 from tests.node_agent.test_agent import RECORDS
-from tests.node_agent.world import KEYS, MARKS, OWN, node, puts
+from tests.node_agent.world import KEYS, MARKS, OWN, Values, node, puts
 
 from node_agent import links, routes, takeover
 from node_agent.syscall import bpf
@@ -122,19 +122,25 @@ def exists(call: int, number: int) -> bool:
     return True
 
 
-@pytest.fixture(params=["tcx", "clsact"])
-def a_node(
-    request: pytest.FixtureRequest, network: Network, cgroup: Path, bpffs: Path, tmp_path: Path
-) -> Iterator[Node]:
-    etcd = EtcdProcess(tmp_path / "etcd")
+def filled_etcd(directory: Path, records: Values) -> EtcdProcess:
+    """One that runs, and holds these records."""
+    etcd = EtcdProcess(directory / "etcd")
 
     async def fill() -> None:
         await etcd.start()
         store = EtcdStore(CommonSettings(etcd=(etcd.endpoint,)))
-        await store.transact(puts({**RECORDS, **NODES, **MARKS}))
+        await store.transact(puts(records))
         await store.close()
 
     asyncio.run(fill())
+    return etcd
+
+
+@pytest.fixture(params=["tcx", "clsact"])
+def a_node(
+    request: pytest.FixtureRequest, network: Network, cgroup: Path, bpffs: Path, tmp_path: Path
+) -> Iterator[Node]:
+    etcd = filled_etcd(tmp_path, {**RECORDS, **NODES, **MARKS})
     made = Node(network, cgroup, tmp_path, etcd, request.param)
     yield made
     made.cleanup()

@@ -263,6 +263,17 @@ def count_drops(loaded: Loaded, packets: int) -> None:
     loaded.maps["counters"].set_raw({"value": loaded.reasons["CLOSED"]}, value * possible_cpus())
 
 
+async def begin(place: Place, traffic: Traffic) -> World:
+    """An agent of this version has been here, and traffic goes on."""
+    first = place.load(find_source())
+    async with first.agent() as (agent, health):
+        await first.settled(agent, health)
+        traffic.add(streams=STREAMS, exchanges=DATAGRAMS)
+        traffic.start()
+        await traffic.goes_on()
+    return first
+
+
 def test_another_version_takes_over_and_the_first_one_again(place: Place, next_version: Path, traffic: Traffic) -> None:
     async def takes_over(world: World, before: dict[str, dict[str, object]] | None = None) -> None:
         """While traffic goes on, which has begun before or between its maps and its programs."""
@@ -279,12 +290,7 @@ def test_another_version_takes_over_and_the_first_one_again(place: Place, next_v
         assert unfilled(place.state, world.loaded.manifest.maps) == []
 
     async def work() -> None:
-        first = place.load(find_source())
-        async with first.agent() as (agent, health):
-            await first.settled(agent, health)
-            traffic.add(streams=STREAMS, exchanges=DATAGRAMS)
-            traffic.start()
-            await traffic.goes_on()
+        first = await begin(place, traffic)
         count_drops(first.loaded, 3)
         for source, new in ((next_version, {"newcomers"}), (find_source(), set[str]())):
             world = place.load(source)
@@ -302,11 +308,7 @@ def test_earlier_programs_stay_until_the_maps_of_the_next_ones_are_filled(
     """Also those of an agent that is killed meanwhile, and what comes in between."""
 
     async def work() -> None:
-        first = place.load(find_source())
-        async with first.agent() as (agent, health):
-            await first.settled(agent, health)
-            traffic.add(streams=STREAMS, exchanges=DATAGRAMS)
-            traffic.start()
+        first = await begin(place, traffic)
         later = place.load(next_version, marks=False)
         for _ in range(2):
             async with later.agent() as (agent, health):

@@ -72,7 +72,7 @@ class Node(Agent):
         """As if all connections had been answered: they are live."""
         fresh, live = (self.loaded.maps[name] for name in ("connections_new", "connections"))
         for key, entry in fresh.items():
-            live.set(key, {field: value for field, value in entry.items() if field != "vip"})
+            live.set(key, entry)
         fresh.clear()
 
     def audit(self, whole: bool) -> None:

@@ -6,10 +6,11 @@ from typing import Any, NamedTuple
 from etcd3aio._protobuf import WatchCreateRequest, WatchRequest
 from etcd3aio.kv import prefix_range_end
 
+from tidegate.store.connection import TOKEN_IS_VOID
 from tidegate.store.protocol import Delete, Operation, Put, StoreError, UnavailableError
 
 # By etcd itself and through its grpc-proxy: to a user whose token is void, or who has no right to it.
-REFUSED = ("permission denied", "invalid auth token", "revision of auth store is old")
+REFUSED = ("permission denied", *TOKEN_IS_VOID)
 DELETE_EVENT = 1  # mvccpb.Event.DELETE
 TRACES = 16
 

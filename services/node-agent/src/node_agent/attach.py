@@ -3,7 +3,6 @@
 import fnmatch
 import os
 from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -152,13 +151,8 @@ class Attachments:
         log.warning("a program was taken away: attached anew", link=name, reason=reason)
 
     def _create(self, path: Path, program: str, target: int, attach: str) -> None:
-        with ExitStack() as opened:
-            before = None
-            # Attached after that for IPv6, and yet the first to see a packet: most are IPv4.
-            if self.tcx and (other := path.with_name(f"{path.name}6")).exists():
-                before = links.open_pin(other)
-                opened.callback(os.close, before)
-            link = links.create(self._fds[program], target, attach, before)
+        # Attached after that for IPv6, and yet the first to see a packet: most are IPv4.
+        link = links.create(self._fds[program], target, attach, before=self._open.get(f"{path.name}6"))
         self._keep(path.name, link)
         links.pin(link, path)
 

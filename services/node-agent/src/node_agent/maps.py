@@ -12,7 +12,7 @@ from pathlib import Path
 
 from node_agent.layout import Form
 from node_agent.loader import MapEntry
-from node_agent.loader.carry import BATCH, BatchOptions, chunks, count_entries, room
+from node_agent.loader.carry import BATCH, BatchOptions, chunks, count_entries, cut, room
 from node_agent.loader.pins import definition, possible_cpus
 
 
@@ -124,7 +124,10 @@ class Map:
         shape = replace(definition(self.fd), value_size=self._value_room)
         try:
             for count, keys, values in chunks(self.fd, shape):
-                yield _cut(keys, self.key.size, count), _cut(values, self._value_room, count)
+                yield (
+                    cut(ctypes.string_at(keys, self.key.size * count), self.key.size),
+                    cut(ctypes.string_at(values, self._value_room * count), self._value_room),
+                )
         except OSError as error:
             raise MapError(error.errno, f"map {self.name}: {error.strerror}") from error
 
@@ -135,11 +138,6 @@ class Map:
         if number in (errno.E2BIG, errno.ENOSPC):
             raise MapFullError(number, f"map {self.name}: full, it holds {self.max_entries} entries")
         raise MapError(number, f"map {self.name}: {what}: {os.strerror(number)}")
-
-
-def _cut(buffer: ctypes.Array[ctypes.c_char], size: int, count: int) -> list[bytes]:
-    raw = ctypes.string_at(buffer, size * count)
-    return [raw[start : start + size] for start in range(0, len(raw), size)]
 
 
 class Maps(Mapping[str, Map]):

@@ -14,23 +14,19 @@ class Slots:
     """The backends of one service port, in the slots 0 … n-1 without a gap: as values of the map.
 
     >>> slots = Slots([b"a", b"b", b"c"])
-    >>> sorted(slots.replace({b"b", b"c"}).items())
+    >>> sorted(slots.exchange({b"a"}, set()).items())
     [(0, b'c'), (2, None)]
     """
 
     def __init__(self, values: Iterable[bytes] = ()) -> None:
         self.values = list(values)
 
-    def replace(self, wanted: set[bytes]) -> dict[int, bytes | None]:
-        """Changes as few slots as possible; returns what each changed slot holds now (None: nothing).
+    def exchange(self, gone: set[bytes], come: set[bytes]) -> dict[int, bytes | None]:
+        """Which go, of those that are there, and which others come. Changes as few slots as possible; returns what each
+        changed slot holds now (None: nothing).
 
         A removed backend's slot is taken by a new one, else by the last.
         """
-        held = set(self.values)
-        return self.exchange(held - wanted, wanted - held)
-
-    def exchange(self, gone: set[bytes], come: set[bytes]) -> dict[int, bytes | None]:
-        """The same, where it is known which go, of those that are there, and which come, of the others."""
         new = sorted(come)
         changed: dict[int, bytes | None] = {}
         for slot in reversed([i for i, value in enumerate(self.values) if value in gone]):

@@ -94,7 +94,7 @@ class Transfer:
         copied = 0
         for number, keys, values in self._converted():
             copied += self._write(keys, values, number)
-            others.difference_update(_cut(keys, self._has.key_size))
+            others.difference_update(cut(keys, self._has.key_size))
         for key in others:
             _libbpf().bpf_map_delete_elem(self._target, key)
         return copied
@@ -104,7 +104,7 @@ class Transfer:
         there = self._keys()
         added = 0
         for _, keys, values in self._converted():
-            for key, value in zip(_cut(keys, self._has.key_size), _cut(values, room(self._has)), strict=True):
+            for key, value in zip(cut(keys, self._has.key_size), cut(values, room(self._has)), strict=True):
                 if key in there:
                     continue
                 result = _libbpf().bpf_map_update_elem(self._target, key, value, _BPF_NOEXIST)
@@ -146,11 +146,12 @@ class Transfer:
     def _keys(self) -> set[bytes]:
         found: set[bytes] = set()
         for number, keys, _ in chunks(self._target, replace(self._has, value_size=room(self._has))):
-            found.update(_cut(keys.raw[: number * self._has.key_size], self._has.key_size))
+            found.update(cut(keys.raw[: number * self._has.key_size], self._has.key_size))
         return found
 
 
-def _cut(raw: bytes, size: int) -> list[bytes]:
+def cut(raw: bytes, size: int) -> list[bytes]:
+    """Pieces of so many bytes."""
     return [raw[start : start + size] for start in range(0, len(raw), size)]
 
 

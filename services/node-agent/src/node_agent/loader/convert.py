@@ -17,8 +17,8 @@ class UnlikeError(ValueError):
 
 @dataclass(frozen=True)
 class Conversion:
-    """`size`: bytes of the result, of `count` pieces one behind the other. `columns`: bytes of a piece before and
-    after; None: all stay as they are. `lost`: bytes of a piece that have no place, and so must be zero."""
+    """Of pieces one behind the other, of `before` bytes each and then of `after`. `columns`: which byte of a piece
+    becomes which; None: all stay as they are. `lost`: bytes of a piece that have no place, and so must be zero."""
 
     before: int
     after: int
