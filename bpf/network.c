@@ -115,17 +115,21 @@ static int deliver_to_client(struct __sk_buff *skb, struct flow *flow, struct ma
 }
 
 /* A client addresses the node itself with a port by which it has used a Service with the same backend: on the wire both
- * are one connection, and what was addressed last holds. */
-static void forget_translated(struct flow *flow)
+ * are one connection. What lives stands against another one; where nothing tells, what was addressed last holds. */
+static bool forget_translated(struct flow *flow)
 {
 	if (!setting(SETTING_OWN_PACKETS) || !(flow->opens || flow->protocol == IPPROTO_UDP))
-		return;
+		return true;
 	set_tuple(flow, &flow->source, flow->source_port, &flow->destination, flow->destination_port, flow->protocol);
 	struct connection *connection = find_connection(flow, seconds());
-	if (!flow->ended && !(connection && connection->flags & CONN_NAT))
-		return;
+	bool translated = connection && connection->flags & CONN_NAT;
+	if (translated && flow->opens)
+		return refuse(flow, REASON_TRANSLATION_CLASH);
+	if (!flow->ended && !translated)
+		return true;
 	connections.delete(&flow->tuple);
 	connections_new.delete(&flow->tuple);
+	return true;
 }
 
 /* A packet for an address of this node (`own`), or for one that is nobody's in the cluster. */
@@ -144,7 +148,8 @@ static int handle_to_service(struct __sk_buff *skb, struct flow *flow, bool own)
 	struct frontend *frontend =
 		find_frontend(&flow->frontend, &flow->destination, flow->destination_port, flow->protocol);
 	if (!frontend) {
-		forget_translated(flow);
+		if (!forget_translated(flow))
+			return NO_ACTION;
 		bool closed = !own && is_closed_address(&flow->frontend, &flow->destination);
 		return closed ? stop(flow, REASON_NO_SERVICE_PORT) : TC_ACT_UNSPEC;
 	}

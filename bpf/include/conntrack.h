@@ -161,7 +161,8 @@ static bool open_connection(struct flow *flow, u64 now)
 }
 
 /* Whether the packet's sender addresses the backend by another VIP than the entry says, or by none: it uses one port
- * towards both, or our entry was lost and the backend's packet made this one. What is addressed last holds. */
+ * towards both, or our entry was lost and the backend's packet made this one. What is addressed last holds, but nothing
+ * that opens a connection beside one that lives: its sender tries again. */
 static bool is_addressed_otherwise(struct flow *flow, struct connection *connection)
 {
 	bool nat = connection->flags & CONN_NAT;
@@ -202,6 +203,8 @@ static bool track(struct __sk_buff *skb, struct flow *flow)
 	set_tuple(flow, &flow->source, flow->source_port, &flow->destination, flow->destination_port, flow->protocol);
 	struct connection *connection = find_connection(flow, now);
 	if (connection && is_addressed_otherwise(flow, connection)) {
+		if (flow->opens)
+			return refuse(flow, REASON_TRANSLATION_CLASH);
 		flow->ended = !flow->is_new;
 		connection = NULL;
 	}

@@ -70,9 +70,9 @@ static bool is_backend(struct backend_key *key, u32 service, u32 slot, const str
 }
 
 /* Whether another connection of the client's uses this backend already: on the wire both would be one. */
-static bool clashes(struct flow *flow, struct backend *backend, u64 now)
+static bool clashes(struct flow *flow, const struct addr *backend, __be16 backend_port, u64 now)
 {
-	set_tuple(flow, &flow->source, flow->source_port, &backend->addr, backend->port, flow->protocol);
+	set_tuple(flow, &flow->source, flow->source_port, backend, backend_port, flow->protocol);
 	struct connection *connection = connections.lookup(&flow->tuple);
 	if (!connection || !is_alive(flow, connection, now))
 		connection = connections_new.lookup(&flow->tuple);
@@ -100,7 +100,7 @@ static struct backend *affine_backend(struct affinity_key *key, struct slot_key 
 /* Fills flow->translation with the backend in flow->backend, unless it will not do. */
 static bool take_backend(struct flow *flow, struct backend *backend, u64 now, bool in_spite_of_clash)
 {
-	if (!in_spite_of_clash && clashes(flow, backend, now))
+	if (!in_spite_of_clash && clashes(flow, &backend->addr, backend->port, now))
 		return refuse(flow, REASON_TRANSLATION_CLASH);
 	flow->translation.backend = backend->addr;
 	flow->translation.backend_port = backend->port;
@@ -171,7 +171,9 @@ static bool is_current(struct flow *flow, struct translation *known, u32 service
 	/* A connection stays with its backend, even with one that is not to get new ones. */
 	if ((flow->protocol == IPPROTO_TCP || flow->protocol == IPPROTO_SCTP) && !flow->opens)
 		return true;
-	return is_backend(&flow->backend, service, known->slot, &known->backend, known->backend_port);
+	if (!is_backend(&flow->backend, service, known->slot, &known->backend, known->backend_port))
+		return false;
+	return !flow->opens || !clashes(flow, &known->backend, known->backend_port, now);
 }
 
 /* A packet to a Service: sends it to the backend that its predecessors went to, or to one of the selection. */

@@ -132,6 +132,27 @@ def test_one_port_of_a_client_towards_the_service_and_the_node_in_turn(routed: C
     no_drops(routed)
 
 
+def test_no_connection_to_the_node_beside_one_to_the_service(routed: Cluster) -> None:
+    """By one port of the client's: on the wire both would be one."""
+    node = routed.nodes[0]
+    before = node.programs.counter("TRANSLATION_CLASH")
+    with Server(host(node), 8080) as listener, client(outside(routed)) as first:
+        first.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        first.bind((outside_address(), 4323))
+        first.connect((vip(), 443))
+        accepted = listener.accept()
+        with client(outside(routed)) as second:
+            second.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            second.bind((outside_address(), 4323))
+            second.settimeout(0.5)
+            with pytest.raises(TimeoutError):
+                second.connect((node.address, 8080))
+        accepted.sendall(b"x")
+        assert first.recv(1) == b"x"
+        accepted.close()
+    assert node.programs.counter("TRANSLATION_CLASH") > before
+
+
 @pytest.fixture
 def own_route(routed: Cluster) -> Iterator[Cluster]:
     """To the client, and gone with what was learned of it: bpf_fib_lookup() goes by that even once it is flushed."""

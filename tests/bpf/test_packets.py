@@ -317,6 +317,63 @@ def test_two_services_with_one_backend_clash_on_one_source_port(node: Loaded) ->
     assert (action, Ether(out)[IP].dst) == (UNSPEC, WORLD)
 
 
+def handshake(node: Loaded, addressed: str, port: int) -> None:
+    """POD:4000 opens a connection to NODE:8080 by that address."""
+    out, back = node.open_program("from_pod"), node.open_program("to_pod")
+    for flags in ("S", "A"):
+        packet = frame(IP(src=POD, dst=addressed), TCP(sport=4000, dport=port, flags=flags))
+        assert run_program(out, bytes(packet))[0] == UNSPEC
+        if flags == "S":
+            assert reply_source(node, "SA") == (addressed, port)
+    assert run_program(back, bytes(frame(IP(src=NODE, dst=POD), TCP(sport=8080, dport=4000, flags="PA"))))[0] == UNSPEC
+
+
+def reply_source(node: Loaded, flags: str = "A") -> tuple[str, int]:
+    """From what address POD:4000 gets a packet that NODE:8080 sends."""
+    packet = frame(IP(src=NODE, dst=POD), TCP(sport=8080, dport=4000, flags=flags))
+    reply = Ether(run_program(node.open_program("to_pod"), bytes(packet))[1])
+    return reply[IP].src, reply[TCP].sport
+
+
+WAYS = {"service": (VIP, 80), "another": (VIP, 81), "backend": (NODE, 8080)}
+
+
+@pytest.mark.parametrize("first", WAYS)
+@pytest.mark.parametrize("second", WAYS)
+def test_no_connection_is_opened_beside_one_that_lives(node: Loaded, first: str, second: str) -> None:
+    """On the wire both would be one. Once the first is over the other may, whatever ways were known before."""
+    if first == second:
+        return
+    service(node)
+    node.maps["frontends"].set({"addr": VIP, "port": 81, "protocol": 6}, {"service": 5})
+    out = node.open_program("from_pod")
+    for _ in range(2):
+        for one, other in ((first, second), (second, first)):
+            address, port = WAYS[one]
+            handshake(node, address, port)
+            beside = frame(IP(src=POD, dst=WAYS[other][0]), TCP(sport=4000, dport=WAYS[other][1], flags="S"))
+            assert run_program(out, bytes(beside))[0] == SHOT
+            assert reply_source(node) == (address, port)
+            run_program(out, bytes(frame(IP(src=POD, dst=address), TCP(sport=4000, dport=port, flags="FA"))))
+            reply_source(node, "FA")
+    assert node.drops() == {"TRANSLATION_CLASH": 4}
+
+
+def test_a_backend_of_before_that_the_client_speaks_to_by_now_is_not_taken(node: Loaded) -> None:
+    """Its port has come back to the Service, while a connection of that port to the same backend lives."""
+    service(node)
+    out = node.open_program("from_pod")
+    handshake(node, VIP, 80)
+    run_program(out, bytes(frame(IP(src=POD, dst=VIP), TCP(sport=4000, dport=80, flags="FA"))))
+    reply_source(node, "FA")
+    handshake(node, NODE, 8080)
+    node.maps["backends"].set({"service": 5, "slot": 1}, {"addr": WORLD, "port": 8080})
+    node.maps["services"].set({"value": 5}, {"count": 2})
+    action, packet, _ = run_program(out, bytes(frame(IP(src=POD, dst=VIP), TCP(sport=4000, dport=80, flags="S"))))
+    assert (action, Ether(packet)[IP].dst) == (UNSPEC, WORLD)
+    assert node.drops() == {}
+
+
 def test_one_socket_towards_a_service_and_its_backend_in_turn(node: Loaded) -> None:
     """Of UDP nothing tells where one connection ends: what was addressed last is what answers."""
     service(node)
