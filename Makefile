@@ -14,9 +14,8 @@ demo: $(VENV)/.installed
 demo-down: $(VENV)/.installed
 	$(BIN)/tidegate playground down
 
-# Without the faults of etcd's members, clocks and disks, which `make faults` has: one of them is not told from a hang yet (docs/faults.md).
 test: $(VENV)/.installed
-	$(BIN)/pytest --ignore=tests/cluster/test_faults.py $(PYTEST_ARGS)
+	$(BIN)/pytest $(PYTEST_ARGS)
 
 # Other packets, records and objects each time, for so many minutes or until something is found.
 MINUTES := 10

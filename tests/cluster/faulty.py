@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,9 @@ CLIENTS, PEERS = 2379, 2380
 HOOKS = ("input", "output")
 HERE = "172.30.0.240"  # of the machine itself on the segment
 ROOT_LINK = "tgf-root"
+# Until the machine's own link to the segment is there, its services must not go looking for etcd outside of it: whoever
+# answers there, such as a proxy, is not etcd.
+NO_WAY_OUT = ["unreachable", "172.30.0.0/24", "metric", "9999"]
 QUOTA = 24 << 20  # bytes of etcd's database
 CLOCK, WAITER = (Path(__file__).with_name(name) for name in ("clock.c", "waiter.py"))
 PODS = """
@@ -92,15 +96,18 @@ class Faulty(Cluster):
 
     def up(self) -> None:
         """Agents wait for etcd; so etcd may come when the segment that it is on is there."""
+        # What an interrupted run has left is taken for the new one otherwise, until that removes it.
+        stop(self)
         self.set_clocks(0)
+        subprocess.run(["ip", "route", "replace", *NO_WAY_OUT], check=True)
         library = self.home / "clock.so"
         subprocess.run(["gcc", "-O2", "-Wall", "-Werror", "-shared", "-fPIC", "-o", library, CLOCK], check=True)
         environment = {"LD_PRELOAD": str(library), "TGT_CLOCK": str(self.clock)}
         endpoints = ",".join(f"{address(member)}:{CLIENTS}" for member in MEMBERS)
-        attached = threading.Thread(target=self._attach)
-        attached.start()
-        start(NAME, "--nodes=3", "--sync-replicas=2", f"--etcd={endpoints}", environment=environment)
-        attached.join()
+        with ThreadPoolExecutor(1) as beside:
+            attached = beside.submit(self._attach)
+            start(NAME, "--nodes=3", "--sync-replicas=2", f"--etcd={endpoints}", environment=environment)
+            attached.result()
         self.apply_shop()
         nodes = self.nodes()
         pods = [("server", "server", nodes[0]), *((f"client-{node}", "client", node) for node in nodes)]
@@ -114,11 +121,13 @@ class Faulty(Cluster):
             process.kill()
             process.wait()
         stop(self)
+        subprocess.run(["ip", "route", "del", *NO_WAY_OUT], check=False)
 
     def _attach(self) -> None:
         """The members' namespaces, and the machine's own link, to the segment. All go with the playground."""
         until("the segment is there", lambda: self._ready_segment())
         segment = self.layout.segment
+        subprocess.run(["ip", "link", "del", ROOT_LINK], check=False, capture_output=True)  # it goes late, by itself
         for port, where, own in [
             *((f"etcd-{member}", self.member_namespace(member), address(member)) for member in MEMBERS),
             ("root", None, HERE),

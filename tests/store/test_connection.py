@@ -4,20 +4,23 @@ import asyncio
 import socket
 import subprocess
 from collections.abc import Awaitable, Callable
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 
 from tidegate.runtime.errors import SettingsError
 from tidegate.runtime.settings import CommonSettings
-from tidegate.store import Put, StoreError, UnavailableError
+from tidegate.store import Put, Snapshot, StoreError, UnavailableError
 from tidegate.store.connection import Connection, RefusedError, parse_endpoint, resolve
 from tidegate.store.credentials import read_tls
 from tidegate.store.etcd import EtcdStore
 from tidegate.store.local import EtcdProcess, free_port
 
 OpenStore = Callable[..., EtcdStore]
+PATIENCE = 60.0
 
 
 @pytest.mark.parametrize(
@@ -94,6 +97,22 @@ async def test_a_deaf_endpoint_is_an_error_with_its_address(open_store: OpenStor
         endpoint = f"127.0.0.1:{deaf.getsockname()[1]}"
         with pytest.raises(UnavailableError, match=endpoint):
             await open_store(endpoint).snapshot("/")
+
+
+async def test_an_endpoint_that_is_no_etcd_is_left(etcd: EtcdProcess, open_store: OpenStore, prefix: str) -> None:
+    """Such as a proxy whose own etcd is gone, and a server of something else."""
+    other = grpc.aio.server()
+    port = other.add_insecure_port("127.0.0.1:0")
+    await other.start()
+    try:
+        for _ in range(4):  # the order is drawn
+            store = open_store(f"127.0.0.1:{port}", etcd.endpoint)
+            async with asyncio.timeout(PATIENCE), aclosing(store.follow(prefix)) as changes:
+                assert isinstance(await anext(changes), Snapshot)
+        with pytest.raises(UnavailableError, match="UNIMPLEMENTED"):
+            await open_store(f"127.0.0.1:{port}").snapshot("/")
+    finally:
+        await other.stop(None)
 
 
 async def test_closing_ends_the_calls_under_way_with_an_error(open_store: OpenStore) -> None:

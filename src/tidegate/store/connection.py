@@ -310,6 +310,7 @@ _UNAVAILABLE = frozenset(
         grpc.StatusCode.ABORTED,
         grpc.StatusCode.INTERNAL,  # the peer's HTTP/2 broke
         grpc.StatusCode.UNKNOWN,  # so did a proxy in between
+        grpc.StatusCode.UNIMPLEMENTED,  # who answers there is no etcd, such as a proxy that has lost its own
     }
 )
 _FAILURES = (
