@@ -1,8 +1,8 @@
 #!/bin/sh
 # A CA of Tidegate's own, and what it signs: one certificate for etcd's members (for the addresses and names given), one
 # for each client; etcd takes a client's Common Name for its user; and one for etcd's grpc-proxy, which may have none:
-# whoever comes through it would be that user. What exists already is kept: run it again for a certificate that was
-# removed.
+# whoever comes through it would be that user. And the key with which members sign the tokens of who logs in with a
+# password (jwt.key). What exists already is kept: run it again for a certificate that was removed.
 #
 # usage: certificates.sh DIRECTORY ADDRESS-OR-NAME …
 set -eu
@@ -50,4 +50,5 @@ issue proxy /O=tidegate-etcd-proxy serverAuth,clientAuth "$names"
 for client in root endpoint-sync policy-sync node-agent; do
   issue "$client" "/CN=$client" clientAuth
 done
+[ -e jwt.key ] || new_key jwt.key
 ls -1 ./*.crt

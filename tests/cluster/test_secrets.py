@@ -19,7 +19,7 @@ from tidegate.store.local import EtcdFiles, EtcdProcess
 
 pytestmark = [pytest.mark.root, pytest.mark.cluster, pytest.mark.timeout(300)]
 
-PROGRAMS = ("tidegate-endpoint-sync", "tidegate-policy-sync", "tidegate-node-agent")
+PROGRAMS = ("tidegate-endpoint-sync", "tidegate-policy-sync", "tidegate-node-agent", "tidegate-node-visitor")
 PASSWORD, WRONG, TOKEN = "planted-password-4711", "planted-wrong-password-4712", "planted-api-token-4713"
 
 

@@ -232,7 +232,7 @@ def try_out(builder: Builder) -> Iterator[str]:
         if found.strip():
             raise ImageError(f"{tree.path}: {found.split()} is there, and nothing needs it")
     yield "sync, node-agent: no compiler and no pip"
-    for program in ("tidegate-node-agent", "tidegate-cleanup-kube-proxy", "tidegate"):
+    for program in ("tidegate-node-agent", "tidegate-node-visitor", "tidegate-cleanup-kube-proxy", "tidegate"):
         builder.run(agent, [program, "--help"])
     builder.run(agent, ["sh", "-c", LOAD])
     yield "node-agent: programs compiled and loaded"

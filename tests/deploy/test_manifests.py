@@ -13,17 +13,19 @@ import yaml
 import endpoint_sync.__main__
 import endpoint_sync.sync
 import node_agent.__main__
+import node_agent.visitor
 import policy_sync.__main__
 import policy_sync.sync
 from playground.supervisor import CAPABILITIES
 from tidegate.kube.watch import Resource
 
 SOURCE = Path(__file__).parents[2] / "compose/kubernetes"
-OVERLAYS = ("existing-etcd", "own-etcd")
+OVERLAYS = ("existing-etcd", "own-etcd", "own-etcd-grpc-proxy")
 COMMANDS: dict[str, click.Command] = {
     "tidegate-endpoint-sync": endpoint_sync.__main__.main,
     "tidegate-policy-sync": policy_sync.__main__.main,
     "tidegate-node-agent": node_agent.__main__.main,
+    "tidegate-node-visitor": node_agent.visitor.main,
 }
 OTHERS = {"etcd"}
 Manifest = dict[str, Any]
@@ -40,10 +42,15 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The manifests, with certificates made as docs/deploy.md says."""
     tree = tmp_path_factory.mktemp("manifests") / "kubernetes"
     shutil.copytree(SOURCE, tree)
-    for overlay in OVERLAYS:
+    for overlay in OVERLAYS[:2]:
         where = str(tree / "overlays" / overlay / "certificates")
         command = [str(tree / "certificates.sh"), where, "192.0.2.11", "192.0.2.12"]
         subprocess.run(command, check=True, capture_output=True)
+    beside = tree / "overlays" / OVERLAYS[2] / "certificates"
+    beside.mkdir(mode=0o700)
+    for name in ("ca.crt", "proxy.crt", "proxy.key", "jwt.key"):
+        shutil.copy(tree / "overlays/own-etcd/certificates" / name, beside)
+    (beside / "node-agent.password").write_text("correct-horse\n")
     return tree
 
 
@@ -99,12 +106,16 @@ def test_every_command_takes_what_its_variables_say(manifests: list[Manifest], m
         if program in OTHERS:
             continue
         said = config(manifests, container) | {v["name"]: v["value"] for v in container["env"] if "value" in v}
+        of_maps = [v["name"] for v in container["env"] if "configMapKeyRef" in v.get("valueFrom", {})]
         with monkeypatch.context() as patch:
             for name, value in said.items():
                 patch.setenv(name, value)
             taken = COMMANDS[program].make_context(program, []).params
-        assert len(taken["etcd"]) > 1
-        assert str(taken["etcd_key"]) == "/etc/tidegate/etcd/tls.key"
+        if "etcd" in taken:
+            assert "TIDEGATE_ETCD" in of_maps or len(taken["etcd"]) > 1
+            by_certificate = str(taken["etcd_key"]) == "/etc/tidegate/etcd/tls.key"
+            by_password = str(taken["etcd_password_file"]) == "/etc/tidegate/etcd/password"
+            assert by_certificate != by_password
 
 
 def test_secrets_and_configurations_that_are_named_are_there(manifests: list[Manifest]) -> None:
@@ -113,11 +124,13 @@ def test_secrets_and_configurations_that_are_named_are_there(manifests: list[Man
     for name, spec in pods(manifests):
         for volume in spec["volumes"]:
             if "secret" in volume:
-                assert secrets[volume["secret"]["secretName"]] == {"ca.crt", "tls.crt", "tls.key"}, name
-    for _, spec, container in containers(manifests):
-        assert {source["configMapRef"]["name"] for source in container["envFrom"]} <= maps
-        volumes = {volume["name"] for volume in spec["volumes"]}
-        assert {mount["name"] for mount in container["volumeMounts"]} == volumes
+                files = secrets[volume["secret"]["secretName"]]
+                assert files - {"jwt.key"} in ({"ca.crt", "tls.crt", "tls.key"}, {"ca.crt", "password"}), name
+    for _, _, container in containers(manifests):
+        assert {source["configMapRef"]["name"] for source in container.get("envFrom", ())} <= maps
+    for _, spec in pods(manifests):
+        mounts = {mount["name"] for container in spec["containers"] for mount in container["volumeMounts"]}
+        assert mounts == {volume["name"] for volume in spec["volumes"]}
 
 
 def test_files_that_variables_name_lie_in_a_mount(manifests: list[Manifest]) -> None:
@@ -134,12 +147,13 @@ def test_probes_ask_where_the_service_listens_and_nobody_listens_beyond_loopback
     for name, spec, container in containers(manifests):
         environment = {variable["name"]: variable.get("value") for variable in container["env"]}
         assert spec["hostNetwork"]
-        probes = [container[probe]["httpGet"] for probe in ("livenessProbe", "readinessProbe") if probe in container]
+        asked = [container[probe] for probe in ("livenessProbe", "readinessProbe") if probe in container]
+        probes = [probe["httpGet"] for probe in asked if "httpGet" in probe]
         for probe in probes:
             assert probe["host"] == "127.0.0.1"
             if "TIDEGATE_LISTEN" in environment:
                 assert environment["TIDEGATE_LISTEN"] == f"127.0.0.1:{probe['port']}"
-        taken.add((name, *{probe["port"] for probe in probes}))
+        taken |= {(name, probe["port"]) for probe in probes}
     assert len({port for _, port in taken}) == len(taken)
 
 
@@ -151,11 +165,8 @@ def test_nothing_is_privileged_and_the_sync_services_hold_nothing(manifests: lis
         assert context["readOnlyRootFilesystem"]
         assert context["capabilities"]["drop"] == ["ALL"]
         added = context["capabilities"].get("add", [])
-        if name == "node-agent":
-            # Agents of the playground have no more either, in all tests of clusters.
-            assert [name.lower() for name in added] == list(CAPABILITIES)
-        else:
-            assert added == []
+        # Those of the playground have no more either, in all tests of clusters.
+        assert tuple(right.lower() for right in added) == CAPABILITIES.get(container["name"], ())
         if name.endswith("-sync"):
             assert spec["securityContext"]["runAsNonRoot"]
 

@@ -114,7 +114,7 @@ def test_the_component_opens_the_metrics_of_all_three_services(tree: Path, tmp_p
     for item in yaml.safe_load_all(built):
         if item["kind"] in ("Deployment", "DaemonSet"):
             template = item["spec"]["template"]
-            [container] = template["spec"]["containers"]
+            container, *_ = template["spec"]["containers"]
             listen = [v["value"] for v in container["env"] if v["name"] == "TIDEGATE_LISTEN"]
             found[item["metadata"]["name"]] = (listen, template["metadata"]["annotations"]["prometheus.io/port"])
     assert found == {

@@ -82,13 +82,14 @@ def applied(real: RealApiServer, tree: Path) -> RealApiServer:
     return real
 
 
-def test_both_overlays_are_taken(applied: RealApiServer) -> None:
+def test_all_overlays_are_taken(applied: RealApiServer) -> None:
     found = kubectl(applied, "get", "deployment,daemonset,poddisruptionbudget", "-n", "tidegate-system", "-o", "name")
     assert set(found.split()) == {
         "deployment.apps/endpoint-sync",
         "deployment.apps/policy-sync",
         "daemonset.apps/node-agent",
         "daemonset.apps/etcd",
+        "daemonset.apps/etcd-proxy",
         "poddisruptionbudget.policy/endpoint-sync",
         "poddisruptionbudget.policy/policy-sync",
     }

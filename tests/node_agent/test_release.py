@@ -4,8 +4,10 @@ import errno
 import os
 import socket
 import subprocess
+import sys
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from tests.node_agent.world import KEYS, MARKS, OWN, Values, backend, backends, 
 from node_agent.maps import Maps
 from node_agent.namespaces import enter, open_namespaces, open_own, processes
 from node_agent.sockdiag import connected, open_diag
+from playground.supervisor import CAPABILITIES
 from tidegate.records import Service, ServicePort, encode
 from tidegate.records.addresses import pack_address
 from tidegate.store import Delete
@@ -110,9 +113,32 @@ class Client:
 STREAM, DATAGRAM = socket.SOCK_STREAM, socket.SOCK_DGRAM
 
 
+@contextmanager
+def visitor(world: World, cgroup: Path, path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A process of its own for the agent's visits, with the rights that it has in a cluster."""
+    rights = f"--bounding-set=-all,+{',+'.join(CAPABILITIES['visitor'])}"
+    program = [sys.executable, "-m", "node_agent.visitor", f"--visitor={path}", f"--cgroup={cgroup}"]
+    process = subprocess.Popen(["setpriv", rights, "--", *program])
+    world.settings = replace(world.settings, visitor=path)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize("sent", [False, True], ids=["in person", "by the visitor"])
 @pytest.mark.parametrize("where", ["pod", "node"])
-def test_sockets_of_a_backend_that_is_gone_are_ended_and_no_others(run: Run, where: str) -> None:
+def test_sockets_of_a_backend_that_is_gone_are_ended_and_no_others(
+    run: Run, cgroup: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, sent: bool
+) -> None:
+    monkeypatch.setattr("node_agent.release.AGAIN", 0.05)
+
     async def work(world: World) -> None:
+        with visitor(world, cgroup, tmp_path / "visitor.sock") if sent else nullcontext():
+            await ends_them(world)
+
+    async def ends_them(world: World) -> None:
         at: Namespace = getattr(world.network, where)
         peers = world.loaded.maps["socket_peers"]
         world.store.put_now(puts({**MARKS, **START}))
@@ -148,6 +174,29 @@ def test_sockets_of_a_backend_that_is_gone_are_ended_and_no_others(run: Run, whe
                 client(DATAGRAM, VIP, 53)
                 await until("the end of what was remembered", lambda: reverse(peers, ONE) == 1)  # the unconnected one's
                 assert reverse(peers, TWO) == 2
+
+    run(work)
+
+
+def test_a_visitor_that_is_not_there_is_told_of_and_waited_for(
+    run: Run, cgroup: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("node_agent.release.AGAIN", 0.05)
+
+    async def work(world: World) -> None:
+        path = tmp_path / "visitor.sock"
+        world.settings = replace(world.settings, visitor=path)
+        world.store.put_now(puts({**MARKS, **START}))
+        async with world.agent() as (agent, health):
+            await world.settled(agent, health)
+            datagram = Client(world, world.network.pod, DATAGRAM).connect(VIP, 53)
+            world.store.put_now(GONE)
+            await until("a word about it", lambda: agent.host_problems)
+            assert f"no answer from tidegate-node-visitor at {path}" in agent.host_problems["stuck sockets"]
+            with visitor(world, cgroup, path):
+                await until("the end of a stuck socket", lambda: datagram.ended)
+                await until("silence", lambda: not agent.host_problems)
+            datagram.socket.close()
 
     run(work)
 
@@ -222,7 +271,7 @@ def test_processes_that_cannot_be_seen_are_told_of(run: Run, monkeypatch: pytest
         async with world.agent() as (agent, health):
             await world.settled(agent, health)
             datagram = Client(world, world.network.pod, DATAGRAM).connect(VIP, 53)
-            monkeypatch.setattr("node_agent.release.processes", lambda _: iter([0, 0]))
+            monkeypatch.setattr("node_agent.visits.processes", lambda _: iter([0, 0]))
             world.store.put_now(GONE)
             await until("a word about it", lambda: agent.host_problems)
             assert "2 processes of the pods cannot be seen" in agent.host_problems["stuck sockets"]
@@ -244,7 +293,7 @@ def test_what_the_kernel_refuses_is_told_and_tried_again(run: Run, monkeypatch: 
                 raise PermissionError(errno.EPERM, "enter a network namespace: Operation not permitted")
 
             with monkeypatch.context() as broken:
-                broken.setattr("node_agent.release.enter", refuse)
+                broken.setattr("node_agent.visits.enter", refuse)
                 world.store.put_now(GONE)
                 await until("a word about it", lambda: agent.host_problems)
                 assert "Operation not permitted" in agent.host_problems["stuck sockets"]

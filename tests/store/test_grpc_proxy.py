@@ -62,11 +62,6 @@ class Tier:
             CERTIFICATES, self.certificates, "127.0.0.1", stdout=subprocess.DEVNULL
         )
         assert await script.wait() == 0
-        key = str(self.certificates / "jwt.key")
-        maker = await asyncio.create_subprocess_exec(
-            "openssl", "ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", key
-        )
-        assert await maker.wait() == 0
         await self.etcd.start()
         printed = CliRunner().invoke(
             tidegate, ["etcd-roles", f"--password-file=node-agent={self.password}"], catch_exceptions=False
@@ -79,17 +74,20 @@ class Tier:
         names = {"API": "3", "ENDPOINTS": f"https://{self.etcd.endpoint}", "CACERT": str(self.certificates / "ca.crt")}
         await shell(text, {f"ETCDCTL_{name}": value for name, value in (names | files).items()})
 
-    def start_proxy(self) -> None:
+    def command(self) -> list[str]:
+        """Of the proxy."""
         own = [str(self.certificates / f"proxy.{end}") for end in ("crt", "key")]
         authority = str(self.certificates / "ca.crt")
-        command = [
+        return [
             *("etcd", "grpc-proxy", "start", f"--endpoints=https://{self.etcd.endpoint}"),
             f"--listen-addr={self.proxy}",
             *(f"--cacert={authority}", f"--cert={own[0]}", f"--key={own[1]}"),
             *(f"--cert-file={own[0]}", f"--key-file={own[1]}"),
         ]
+
+    def start_proxy(self) -> None:
         with self._log.open("ab") as output:
-            self._proxy = subprocess.Popen(command, stdout=output, stderr=output)
+            self._proxy = subprocess.Popen(self.command(), stdout=output, stderr=output)
 
     def stop_proxy(self) -> None:
         if self._proxy is not None:

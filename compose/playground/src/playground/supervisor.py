@@ -32,8 +32,11 @@ log = get_logger()
 
 Say = Callable[[str], None]
 
-# All that an agent has, as in a cluster (compose/kubernetes/base/node-agent.yaml).
-CAPABILITIES = ("bpf", "net_admin", "perfmon", "sys_admin", "sys_ptrace")
+# All that they have, as in a cluster (compose/kubernetes/base/node-agent.yaml).
+CAPABILITIES = {
+    "node-agent": ("bpf", "net_admin", "perfmon"),
+    "visitor": ("net_admin", "sys_admin", "sys_ptrace"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +187,8 @@ class Supervisor:
         for node in self._nodes:
             cgroup = self._layout.node_cgroup(node.name)
             (cgroup / "agent").mkdir(parents=True, exist_ok=True)
+            visitor = self._layout.node_state(node.name) / "visitor.sock"
+            visit = [str(programs / "tidegate-node-visitor"), f"--visitor={visitor}", f"--cgroup={cgroup}"]
             command = [
                 str(programs / "tidegate-node-agent"),
                 f"--cluster={CLUSTER}",
@@ -198,10 +203,12 @@ class Supervisor:
                 "--uplink=eth0",
                 f"--attach={self._options.attach}",
                 f"--socket-lb={self._options.socket_lb}",
+                f"--visitor={visitor}",
             ]
             namespace = self._layout.node_namespace(node.name)
-            confined = ["setpriv", f"--bounding-set=-all,+{',+'.join(CAPABILITIES)}", "--", *command]
-            group.create_task(self._keep(node.name, inside(namespace, cgroup / "agent", confined)))
+            for name, rights, line in ((node.name, "node-agent", command), (f"{node.name}-visitor", "visitor", visit)):
+                confined = ["setpriv", f"--bounding-set=-all,+{',+'.join(CAPABILITIES[rights])}", "--", *line]
+                group.create_task(self._keep(name, inside(namespace, cgroup / "agent", confined)))
 
     def service_socket(self, name: str) -> Path:
         return self._layout.home / f"{name}.sock"

@@ -103,6 +103,14 @@ _DIRECTORY = click.Path(path_type=Path, file_okay=False, readable=False)
     is_flag=True,
     help="What policies deny passes on this node, and is logged. Namespaces: annotation policy.tidegate.dev/audit.",
 )
+@click.option(
+    "--visitor",
+    type=click.Path(path_type=Path, dir_okay=False, readable=False),
+    default=None,
+    metavar="SOCKET",
+    help="Where tidegate-node-visitor listens, which enters pods' network namespaces. [default: the agent does, by "
+    "CAP_SYS_ADMIN and CAP_SYS_PTRACE]",
+)
 @click.option("--map-size", multiple=True, metavar="MAP=N", help="Entries of a map; may be repeated.")
 def main(
     common: CommonSettings,
@@ -122,6 +130,7 @@ def main(
     cni_config: Path | None,
     sysctl: Path,
     policy_audit: bool,
+    visitor: Path | None,
     map_size: tuple[str, ...],
     node_port_range: range,
 ) -> None:
@@ -141,6 +150,7 @@ def main(
         cni=cni_config,
         sysctl=sysctl,
         policy_audit=policy_audit,
+        visitor=visitor,
         # What is said of a map itself comes last, and counts.
         sizes=(*made_for(backends, frontends, source_ranges), *map_size),
     )

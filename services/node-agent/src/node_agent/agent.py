@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, suppress
-from pathlib import Path
 from typing import TypeVar
 
 from node_agent.attach import Attachments, Devices
@@ -39,6 +38,7 @@ from node_agent.takeover import Decision, Takeover, place_of
 from node_agent.tampering import Tampering
 from node_agent.upkeep import Upkeep
 from node_agent.view import View
+from node_agent.visits import OwnVisits, SentVisits, Visits
 from tidegate.records import Keyspace
 from tidegate.runtime import metrics
 from tidegate.runtime.collector import building
@@ -84,6 +84,7 @@ class Agent:
         self._routed: tuple[int, Mapping[str, str]] | None = None  # EndpointView.node_changes, and what follows
         self.upkeep = Upkeep(settings.pod_interfaces, settings.uplinks, settings.sysctl)
         self.takeover = Takeover()
+        self.visits: Visits = SentVisits(settings.visitor) if settings.visitor else OwnVisits(settings.cgroup)
         self._checks = HealthChecks(lambda: health.is_ready)
         self.cni = CniConfiguration(settings.cni, settings.state, settings.uplinks)
         self._full: dict[str, str] = {}
@@ -115,7 +116,7 @@ class Agent:
         self.view = View(self._settings.node, self._keys, self.tables, self._entries, sizes)
         log_path = self._settings.policy_log
         self.policy_log = PolicyLog(self.manifest, self.maps, self._worker, self._settings.node, self.view, log_path)
-        self.releaser = Releaser(self.maps["socket_peers"], self.view.departures, self._settings.cgroup)
+        self.releaser = Releaser(self.maps["socket_peers"], self.view.departures, self.visits)
 
     def _open(self) -> None:
         self.maps = Maps(self.manifest.maps)
@@ -418,11 +419,6 @@ class Agent:
     def monitor(self, bits: int) -> None:
         """Which events the programs shall send (monitor.MONITOR_*)."""
         self.program_settings.set(SETTING_MONITOR, bits)
-
-    @property
-    def cgroup(self) -> Path:
-        """Of the pods."""
-        return self._settings.cgroup
 
     @property
     def audited_node(self) -> bool:

@@ -24,3 +24,4 @@ class NodeSettings:
     cni: Path | None = None  # where the container runtime looks for its configuration; None: it is not ours to write
     policy_audit: bool = False  # what policies deny passes, on the whole node
     socket_lb: str = "all"  # whose sockets are translated: all, or those of the node's own network namespace ("node")
+    visitor: Path | None = None  # socket of who enters pods' network namespaces; None: the agent itself

@@ -1,16 +1,13 @@
 """Frees sockets that are stuck to a backend that is gone: those that our programs gave it, of pods and of the node."""
 
 import asyncio
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import TypeVar
 
-from node_agent import sockdiag
 from node_agent.departures import Departed, Departures, Given
 from node_agent.maps import Map
-from node_agent.namespaces import enter, open_namespaces, open_own, processes
+from node_agent.visits import Visits, Wanted
 from tidegate.records import Protocol
 from tidegate.runtime import metrics
 from tidegate.runtime.logging import get_logger
@@ -30,14 +27,12 @@ Sockets = dict[int, tuple[Given, bytes]]  # cookie → what the socket was given
 
 
 class Releaser:
-    """`freed` counts sockets; `problems`: what → why it cannot be done. One thread of its own, which goes from one
-    network namespace to the next: netlink tells of the sockets of one only."""
+    """`freed` counts sockets; `problems`: what → why it cannot be done. One thread of its own: visits take a while."""
 
-    def __init__(self, peers: Map, departures: Departures, cgroup: Path) -> None:
+    def __init__(self, peers: Map, departures: Departures, visits: Visits) -> None:
         self._peers = peers
         self._departures = departures
-        self._cgroup = cgroup
-        self._own = open_own()
+        self._visits = visits
         self._thread = ThreadPoolExecutor(1, "sockets")
         self._due = asyncio.Event()
         self.freed = 0
@@ -51,7 +46,6 @@ class Releaser:
     def close(self) -> None:
         """After `run` has been cancelled: what the thread has begun it ends."""
         self._thread.shutdown()
-        os.close(self._own)
 
     async def run(self) -> None:
         """Never returns."""
@@ -100,30 +94,10 @@ class Releaser:
 
     def _end(self, stuck: Sockets) -> tuple[int, int]:
         """How many sockets were ended; how many processes could not be looked at."""
-        pids = list(processes(self._cgroup))
-        wanted = {protocol: _of(stuck, protocol) for protocol in (Protocol.TCP, Protocol.UDP)}
-        ended: list[bytes] = []
-        for namespace in open_namespaces(self._own, filter(None, pids)):
-            enter(namespace)
-            for protocol, sockets in wanted.items():
-                if sockets:
-                    ended += _end_some(protocol, sockets)
+        ended, hidden = self._visits.end(
+            [Wanted(each.protocol, cookie, each.address, each.port) for cookie, (each, _) in stuck.items()]
+        )
         # Those of TCP that were not found have been closed. Without a connection a UDP socket needs its entry.
-        self._peers.delete_all([*ended, *(key for _, key in wanted[Protocol.TCP].values())])
-        return len(ended), pids.count(0)
-
-
-def _of(sockets: Sockets, protocol: int) -> Sockets:
-    return {cookie: item for cookie, item in sockets.items() if item[0].protocol == protocol}
-
-
-def _end_some(protocol: int, wanted: Mapping[int, tuple[Given, bytes]]) -> list[bytes]:
-    """Ends those of the sockets that are in this thread's namespace; their keys in socket_peers."""
-    ended = []
-    with sockdiag.open_diag() as diag:
-        for found in list(sockdiag.connected(diag, protocol)):
-            item = wanted.get(found.cookie)
-            # A socket may have been connected to somebody else meanwhile.
-            if item and (item[0].address, item[0].port) == (found.peer, found.port) and sockdiag.destroy(diag, found):
-                ended.append(item[1])
-    return ended
+        over = [key for cookie, (each, key) in stuck.items() if cookie in ended or each.protocol == Protocol.TCP]
+        self._peers.delete_all(over)
+        return len(ended), hidden

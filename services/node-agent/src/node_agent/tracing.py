@@ -7,7 +7,6 @@ from typing import Any
 
 from node_agent.agent import Agent
 from node_agent.explain import explain_selection
-from node_agent.namespaces import cookie_of
 from node_agent.trace import Hook, Kernel, Outcome, Question, delivery, walk
 from tidegate.records.addresses import pack_address, unpack_address
 
@@ -41,7 +40,7 @@ async def ask(agent: Agent, question: Question, node: str) -> Answer:
     def look() -> Answer:
         asked = question
         if question.hook is Hook.SOCKET:
-            asked = replace(question, cookie=cookie_of(question.source, agent.cgroup))
+            asked = replace(question, cookie=agent.visits.cookie_of(question.source))
         found = walk(maps, asked)
         backends = [
             {
