@@ -2,6 +2,7 @@
 
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
@@ -13,7 +14,7 @@ from rich.table import Table as RichTable
 from tests.bench.load import LoadError
 from tests.bench.model import SIZES, Run, Tick
 from tests.bench.programs import PathError
-from tests.bench.report import fill_page, tables
+from tests.bench.report import fill_page, joined, tables
 from tests.bench.run import names, run
 from tests.bench.worlds import SetupError
 from tests.scale.syncstart import ProcessError
@@ -36,9 +37,11 @@ def list_() -> None:
 @main.command(name="run")
 @click.option("--size", type=click.Choice(list(SIZES)), default="full", show_default=True)
 @click.option("--only", multiple=True, metavar="PATTERN", help="Measurements by name, as in a shell; may be repeated.")
+@click.option("--rounds", type=click.IntRange(1), help="Of all subjects in turn: more of them narrow the intervals.")
 @click.option("--json", "output", type=click.Path(dir_okay=False, path_type=Path), help="Where the samples go.")
-def run_(size: str, only: tuple[str, ...], output: Path | None) -> None:
+def run_(size: str, only: tuple[str, ...], rounds: int | None, output: Path | None) -> None:
     """Measures and prints tables."""
+    chosen = SIZES[size] if rounds is None else replace(SIZES[size], rounds=rounds)
     signal.signal(signal.SIGTERM, _stop)
     told = Console(stderr=True)
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
@@ -49,7 +52,7 @@ def run_(size: str, only: tuple[str, ...], output: Path | None) -> None:
             return lambda: progress.advance(task)
 
         try:
-            done = run(SIZES[size], only, began)
+            done = run(chosen, only, began)
         except (SetupError, LoadError, PathError, ProcessError, OSError) as error:
             raise click.ClickException(str(error)) from error
     if output is not None:
@@ -60,11 +63,15 @@ def run_(size: str, only: tuple[str, ...], output: Path | None) -> None:
 
 
 @main.command()
-@click.argument("results", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("results", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.argument("page", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-def page(results: Path, page: Path) -> None:
-    """Writes the tables of RESULTS (the JSON of a run) between the marks of PAGE."""
-    page.write_text(fill_page(page.read_text(), msgspec.json.decode(results.read_bytes(), type=Run)))
+def page(results: tuple[Path, ...], page: Path) -> None:
+    """Writes the tables of RESULTS (the JSON of runs) between the marks of PAGE.
+
+    What several have measured is taken from the last of them.
+    """
+    runs = [msgspec.json.decode(each.read_bytes(), type=Run) for each in results]
+    page.write_text(fill_page(page.read_text(), joined(runs)))
 
 
 def show(done: Run, console: Console) -> None:

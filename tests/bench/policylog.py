@@ -170,11 +170,10 @@ async def _set_logging(built: Stand, on: bool) -> None:
             await asyncio.sleep(0.01)
 
 
-def _told(log: Path, start: int, disposition: str) -> Counter[str]:
-    """Of the log from an offset on: packets by what it says of them, and `records`."""
+def _told(log: Path, disposition: str) -> Counter[str]:
+    """Packets by what the log says of them, and `records`."""
     found: Counter[str] = Counter()
     with log.open() as lines:
-        lines.seek(start)
         for line in lines:
             row = json.loads(line)
             if "lost" in row:
@@ -203,7 +202,7 @@ class Round:
         built, kind = self._built, self._kind
         asyncio.run(_set_logging(built, on))
         port, rate = kind.ports[number % len(kind.ports)], round(kind.rate * MORE)
-        start = built.log.stat().st_size if built.log.exists() else 0
+        built.log.unlink(missing_ok=True)  # the agent begins another one, in any case when it has reached its size
         # Somebody listens: no errors are sent back.
         with closing(self._server.namespace.socket(AF_INET, SOCK_DGRAM)) as listener:
             listener.bind(("", port))
@@ -213,15 +212,15 @@ class Round:
             used = (cpu(built.pid) - before) / (time.monotonic() - begun)
         if not on:
             return {OFF: used}
-        told = self._wait(start, sent)
+        told = self._wait(sent)
         seconds = nanoseconds / 1e9
         return {ON: used, RATE: sent / seconds, RECORDS: told["records"] / seconds}
 
-    def _wait(self, start: int, sent: int) -> Counter[str]:
+    def _wait(self, sent: int) -> Counter[str]:
         ends = time.monotonic() + PATIENCE
         while True:
             log, kind = self._built.log, self._kind
-            told = _told(log, start, kind.disposition) if log.exists() else Counter[str]()
+            told = _told(log, kind.disposition) if log.exists() else Counter[str]()
             if told["counted"] + told["lost"] == sent:
                 return told
             if time.monotonic() > ends:

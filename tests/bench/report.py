@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from msgspec import structs
 from tests.bench.model import Limit, Result, Run
 from tests.bench.stats import Estimate, difference, estimate, ratio, verdict, verdict_below
 
@@ -13,6 +14,16 @@ class Table(NamedTuple):
     title: str
     head: tuple[str, ...]
     rows: list[tuple[str, ...]]
+
+
+def joined(runs: Sequence[Run]) -> Run:
+    """One run of all results, in the order of the first: what several have measured is taken from the last of them.
+
+    The machine is the last one's: what is joined should come from one. Without runs ValueError.
+    """
+    *_, last = runs
+    found = {result.name: result for run in runs for result in run.results}
+    return structs.replace(last, size=runs[0].size, results=tuple(found.values()))
 
 
 def tables(run: Run) -> dict[str, Table]:

@@ -12,7 +12,7 @@ from tests.bench import coldstart, fanout, kubeproxy, policylog, programs, stead
 from tests.bench.load import LoadError
 from tests.bench.model import SIZES, Comparison, Limit, Measurement, Result, Run
 from tests.bench.population import Spec, fill
-from tests.bench.report import fill_page, markdown, tables
+from tests.bench.report import fill_page, joined, markdown, tables
 from tests.bench.run import SUITES, chosen, names
 from tests.bench.stats import Estimate, estimate, ratio, verdict
 from tests.bench.worlds import Worlds, worlds
@@ -260,6 +260,15 @@ def test_a_page_gets_the_tables_between_its_marks() -> None:
     assert fill_page(filled, RUN) == filled
     with pytest.raises(ValueError, match="no <!-- /bench -->"):
         fill_page("<!-- bench: programs -->\n", RUN)
+
+
+def test_what_was_measured_again_takes_the_place_of_what_was() -> None:
+    again = msgspec.structs.replace(RUN.results[0], series=dict.fromkeys(RUN.results[0].series, (1.0,)))
+    later = msgspec.structs.replace(RUN, when="later", size="quick", results=(again,))
+    found = joined([RUN, later])
+    assert found.results == (again, *RUN.results[1:])
+    assert (found.when, found.size) == ("later", RUN.size)
+    assert joined([RUN]) == RUN
 
 
 def test_names_are_told_apart() -> None:

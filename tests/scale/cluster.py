@@ -13,7 +13,7 @@ import itertools
 import random
 import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -72,7 +72,7 @@ class Cluster:
         self._random = random.Random(f"{seed} churn")  # noqa: S311  # not for secrets
         self._served = self._turns([workload for workload in of.workloads() if workload.serves])
         self._judged = self._turns(subjects(of, near))
-        self._unready: set[Key] = set()
+        self._unready: defaultdict[str, set[str]] = defaultdict(set)  # namespace → names
         self._gone: set[tuple[str, Key]] = set()  # path of the kind, key
         self._versions: Counter[int] = Counter()  # workload's index → how often its pods have been labelled anew
         self._ports = itertools.count(10_000)
@@ -94,22 +94,23 @@ class Cluster:
         workload = next(self._served)
         pods = self.pods_of(workload)
         pod = self._random.choice(pods)
-        self._unready ^= {(workload.namespace.name, pod.name)}
+        self._unready[workload.namespace.name] ^= {pod.name}
         self._put_pod(pod)
         for service in self.population.services_of(workload):
             self._put_slices(service, pods, pod)
         return pod
 
     def _put_pod(self, pod: Pod) -> None:
-        key = pod.workload.namespace.name, pod.name
-        self.api.put(PODS.path, key, objects.pod(pod, self.api.next_version, ready=key not in self._unready))
+        where = pod.workload.namespace.name
+        ready = pod.name not in self._unready[where]
+        self.api.put(PODS.path, (where, pod.name), objects.pod(pod, self.api.next_version, ready=ready))
 
     def _put_slices(self, service: Service, pods: list[Pod], changed: Pod | None = None) -> None:
         """Those of a pod, or all of them."""
         where = service.workload.namespace.name
         if (SERVICES.path, (where, service.name)) in self._gone:
             return
-        unready = frozenset(name for namespace, name in self._unready if namespace == where)
+        unready = self._unready[where]
         for name, chunk in objects.slices(service, pods):
             if changed is None or changed in chunk:
                 item = objects.endpoint_slice(service, name, chunk, self.api.next_version, unready)
@@ -207,6 +208,7 @@ async def churn(cluster: Cluster, pods: float, policies: float, lives: float = 0
             while done[number] < passed * rate:
                 change()
                 done[number] += 1
+                await asyncio.sleep(0)  # who is behind still tells of what it has done
         await asyncio.sleep(1 / TURNS)
 
 

@@ -216,3 +216,22 @@ async def test_one_backend_of_ten_thousand_costs_what_one_of_a_thousand_does() -
         assert len(found.keys) == 1
         assert found.size < 3000
         assert found.transactions == 1
+
+
+def test_a_change_costs_its_maker_the_same_however_many_there_were() -> None:
+    """Or a backlog grows that is none of the services'."""
+    cluster = Cluster(Population(0.02))
+
+    def cost_of(changes: int) -> int:
+        calls = Calls()
+        try:
+            for _ in range(changes):
+                cluster.change_pod()
+        finally:
+            count = calls.stop()
+        return count
+
+    first = cost_of(50)
+    for _ in range(1500):
+        cluster.change_pod()
+    assert cost_of(50) < SLACK * first
