@@ -82,7 +82,7 @@ def place(
     agent.snapshot(values)
     maps = Maps(loaded.manifest.maps)
     for name, entries in agent.kernel.items():
-        assert maps[name].update_all(list(entries.items())) == len(entries)
+        assert maps[name].update_all(entries) == len(entries)
     maps.close()
     ipv4, ipv6 = ADDRESSES.nodes[node].values()
     for index in (0, IFINDEX):

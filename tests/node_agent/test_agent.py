@@ -49,6 +49,7 @@ from node_agent.monitor import MONITOR_DROPS, MONITOR_VERDICTS, Monitor
 from node_agent.nodesettings import NodeSettings
 from node_agent.policylog import LOG_AUDITED
 from node_agent.programsettings import SETTING_AUDIT, SETTING_LOG
+from node_agent.reading import Reading
 from node_agent.status import KernelCollector, repaired, routes, status
 from node_agent.sysctl import SYSCTL, enable_forwarding
 from node_agent.table import ORDER
@@ -87,7 +88,8 @@ class World:
     @asynccontextmanager
     async def agent(self) -> AsyncIterator[tuple[Agent, Health]]:
         health = Health("programs", "snapshot")
-        agent = Agent(self.settings, self.store, KEYS, self.loaded.manifest, health)
+        reading = Reading(self.store, KEYS)
+        agent = Agent(self.settings, reading, KEYS, self.loaded.manifest, health)
         await agent.open()
         task = asyncio.create_task(agent.run())
         try:
@@ -97,6 +99,7 @@ class World:
             with contextlib.suppress(asyncio.CancelledError):
                 await task
             await agent.close()
+            await reading.close()
 
     async def settled(self, agent: Agent, health: Health) -> None:
         await until("readiness", lambda: health.is_ready and agent.tables.pending == 0)

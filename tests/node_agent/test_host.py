@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import re
 import socket
+from collections import Counter
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -11,7 +12,7 @@ from tests.node_agent.netns import PATIENCE, Namespace, Network, until
 
 from node_agent import nft
 from node_agent.netlink import HostWatch
-from node_agent.routes import PROTOCOL, Routes, wanted
+from node_agent.routes import METRICS, PROTOCOL, Routes, metric, wanted
 from node_agent.sysctl import SYSCTL
 from node_agent.upkeep import Upkeep
 from tidegate.records import Node
@@ -411,6 +412,26 @@ def test_many_routes_are_set_and_nobody_tells_us_of_our_own(network: Network, mo
 
     watched(network.node, work)
     assert shown(network.node).keys() == want.keys() - {"10.202.9.0/24", "10.96.7.0/24"}
+
+
+def test_routes_of_an_earlier_version_are_replaced(network: Network) -> None:
+    for cidr in ("10.202.2.0/24", "10.202.3.0/24"):
+        network.node.ip("route", "add", cidr, "via", "172.31.2.12", "proto", str(PROTOCOL))
+    want = {"10.202.2.0/24": "172.31.2.12"}
+    routes = Routes()
+    assert apply(network, routes, want) == [3]
+    lines = network.node.ip("route", "show", "proto", str(PROTOCOL)).splitlines()
+    assert [line.split()[0] for line in lines] == ["10.202.2.0/24"]
+    assert f"metric {metric(socket.inet_aton('10.202.2.0'))}" in lines[0]
+    assert apply(network, Routes(), want) == [0]
+    assert routes.problems == {}
+
+
+def test_routes_share_no_metric_with_most_others() -> None:
+    """The kernel compares each new one with all those of its metric."""
+    count = 7500
+    metrics = Counter(metric(bytes((10, 128 + n // 256, n % 256, 0))) for n in range(count))
+    assert max(metrics.values()) < 3 * count / METRICS
 
 
 def test_routes_of_others_stay(network: Network) -> None:

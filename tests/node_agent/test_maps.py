@@ -57,7 +57,7 @@ def test_all_maps_but_the_rings_are_opened(maps: Maps, loaded: Loaded) -> None:
 @pytest.mark.parametrize("count", [0, 1, BATCH - 1, BATCH, BATCH + 1, 2 * BATCH + 100])
 def test_what_was_written_is_read(maps: Maps, entries: Entries, count: int) -> None:
     listed = some_members(entries, count)
-    assert maps["members"].update_all(listed) == count
+    assert maps["members"].update_all(dict(listed)) == count
     assert maps["members"].items() == dict(listed)
 
 
@@ -79,7 +79,7 @@ def test_what_the_agent_writes_is_what_the_programs_see(maps: Maps, entries: Ent
 
 def test_ranges_are_read_as_they_were_written(maps: Maps, entries: Entries) -> None:
     written = {entries.source_range(5, pack_address("10.0.0.0"), prefix): PRESENT for prefix in (96, 104, 128)}
-    assert maps["source_ranges"].update_all(list(written.items())) == 3
+    assert maps["source_ranges"].update_all(written) == 3
     assert maps["source_ranges"].items() == written
     maps["source_ranges"].delete_all(list(written)[:1])
     assert maps["source_ranges"].items() == dict(list(written.items())[1:])
@@ -99,15 +99,15 @@ def test_an_entry_is_replaced_and_removed(maps: Maps, entries: Entries) -> None:
 
 def test_many_are_removed_whether_they_are_there_or_not(maps: Maps, entries: Entries) -> None:
     listed = some_members(entries, BATCH + 10)
-    maps["members"].update_all(listed[:-5])
+    maps["members"].update_all(dict(listed[:-5]))
     maps["members"].delete_all([key for key, _ in listed[3:]])
     assert maps["members"].items() == dict(listed[:3])
 
 
 def test_a_batch_replaces_what_is_there(maps: Maps, entries: Entries) -> None:
     keys = [endpoint(entries, number)[0] for number in range(10)]
-    maps["endpoints"].update_all([(key, entries.pod(1, 0)) for key in keys])
-    maps["endpoints"].update_all([(key, entries.pod(2, 0)) for key in keys])
+    maps["endpoints"].update_all(dict.fromkeys(keys, entries.pod(1, 0)))
+    maps["endpoints"].update_all(dict.fromkeys(keys, entries.pod(2, 0)))
     assert set(maps["endpoints"].items().values()) == {entries.pod(2, 0)}
 
 
@@ -116,24 +116,24 @@ def test_a_full_map_says_how_many_were_written(maps: Maps, entries: Entries, bef
     size = SIZES["endpoints"]
     endpoints = maps["endpoints"]
     listed = [endpoint(entries, number) for number in range(size + 20)]
-    assert endpoints.update_all(listed[:before]) == before
-    assert endpoints.update_all(listed[before:]) == size - before
+    assert endpoints.update_all(dict(listed[:before])) == before
+    assert endpoints.update_all(dict(listed[before:])) == size - before
     assert endpoints.items() == dict(listed[:size])
     # What is there already is replaced also in a full map.
-    assert endpoints.update_all([(key, entries.pod(9, 0)) for key, _ in listed[:size]]) == size
+    assert endpoints.update_all({key: entries.pod(9, 0) for key, _ in listed[:size]}) == size
 
 
 def test_a_map_that_becomes_full_in_a_later_batch(maps: Maps, entries: Entries) -> None:
     size = SIZES["members"]
     assert size > 2 * BATCH
     listed = some_members(entries, size + 1)
-    assert maps["members"].update_all(listed) == size
+    assert maps["members"].update_all(dict(listed)) == size
     assert maps["members"].items() == dict(listed[:size])
 
 
 def test_a_single_entry_into_a_full_map_is_an_error_that_names_it(maps: Maps, entries: Entries) -> None:
     size = SIZES["endpoints"]
-    maps["endpoints"].update_all([endpoint(entries, number) for number in range(size)])
+    maps["endpoints"].update_all(dict(endpoint(entries, number) for number in range(size)))
     with pytest.raises(MapFullError, match=f"endpoints.*full.*{size}"):
         maps["endpoints"].update(*endpoint(entries, size))
 

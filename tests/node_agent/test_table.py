@@ -90,7 +90,7 @@ def test_a_plan_leads_from_what_is_there_to_what_is_wanted(have: Contents, want:
 def test_a_plan_holds_nothing_but_the_difference(have: Contents, want: Contents) -> None:
     tables = wanting(have, want)
     differing = sum(have[n].get(k) != want[n].get(k) for n in ORDER for k in have[n].keys() | want[n].keys())
-    touched = [(step.map, key) for step in tables.plan() for key in (*dict(step.puts), *step.deletes)]
+    touched = [(step.map, key) for step in tables.plan() for key in (*step.puts, *step.deletes)]
     assert len(touched) == len(set(touched)) == differing == tables.pending
 
 
@@ -195,7 +195,7 @@ def test_what_was_wanted_otherwise_meanwhile_stays_due() -> None:
     tables.want("members", b"gone", b"3")
     tables.done("members", put.puts)
     tables.done("members", deletes=delete.deletes)
-    assert tables.plan() == [Step("members", puts=((b"a", b"2"), (b"gone", b"3")))]
+    assert tables.plan() == [Step("members", puts={b"gone": b"3", b"a": b"2"})]
 
 
 def test_what_was_withdrawn_while_it_was_written_is_removed() -> None:
@@ -206,7 +206,7 @@ def test_what_was_withdrawn_while_it_was_written_is_removed() -> None:
     tables.want("members", b"changed", b"1")
     tables.want("members", b"new", None)
     tables.done("members", put.puts)
-    assert tables.plan() == [Step("members", puts=((b"changed", b"1"),)), Step("members", deletes=(b"new",))]
+    assert tables.plan() == [Step("members", puts={b"changed": b"1"}), Step("members", deletes=(b"new",))]
 
 
 def test_what_was_wanted_again_while_it_was_removed_is_written() -> None:
@@ -215,7 +215,7 @@ def test_what_was_wanted_again_while_it_was_removed_is_written() -> None:
     (delete,) = tables.plan()
     tables.want("members", b"a", b"1")
     tables.done("members", deletes=delete.deletes)
-    assert tables.plan() == [Step("members", puts=((b"a", b"1"),))]
+    assert tables.plan() == [Step("members", puts={b"a": b"1"})]
 
 
 def test_a_want_that_is_taken_back_is_not_due() -> None:
@@ -244,8 +244,8 @@ def test_what_is_retired_goes_when_programs_have_ended_that_began_before_the_pla
         tables.want(name, key, value)
     tables.retire("rules", b"a")
     assert tables.retiring() is None, "the subject leads to it until a plan has been carried out"
-    assert tables.plan() == [Step("subjects", puts=((b"s", b"b"),))]
-    tables.done("subjects", puts=((b"s", b"b"),))
+    assert tables.plan() == [Step("subjects", puts={b"s": b"b"})]
+    tables.done("subjects", puts={b"s": b"b"})
     number = tables.retiring()
     assert number is not None
     tables.retire("rules", b"b")  # meanwhile

@@ -249,8 +249,8 @@ FAULTS = [
     Fault(
         "another pod with the address keeps the identity",
         f"{AGENT}/endpoints.py",
-        "self._identity[key] = identity\n        self._hold",
-        "self._identity.setdefault(key, identity)\n        self._hold",
+        "self._judged.pop(key, None)\n        if local",
+        "self._judged.get(key) or self._judged.pop(key, None)\n        if local",
     ),
 ]
 

@@ -2,6 +2,7 @@
 change in proportion to the change."""
 
 import sys
+from collections import Counter
 from collections.abc import Callable
 from functools import cache
 from types import FrameType
@@ -72,8 +73,7 @@ class Loaded:
         self.host: tuple[dict[bytes, int], frozenset[bytes]] = {}, frozenset([pack_address(node.address)])
         self.view.set_host(*self.host)
         self.steps: list[Step] = []
-        snapshot = dict(self.values)  # it is emptied
-        self.read = calls(lambda: self.view.snapshot(snapshot))
+        self.read = calls(lambda: self.view.snapshot(self.values))
         self.written = calls(self.write)
         self.first = self.steps
 
@@ -110,6 +110,25 @@ def test_the_whole_is_read_and_written_in_proportion() -> None:
     small, large = loaded(SMALL), loaded(LARGE)
     assert large.read / len(large.values) < LINEAR * small.read / len(small.values)
     assert large.written / entries(large) < LINEAR * small.written / entries(small)
+
+
+def test_each_record_is_decoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the whole, when it is taken. Those of policies that have subjects here are looked at once more."""
+    population = Population(SMALL)
+    values = dict(records(population, KEYS))
+    decoded: Counter[str] = Counter()
+
+    def counting(kind: type[Record], value: bytes) -> Record:
+        decoded[kind.kind] += 1
+        return decode(kind, value)
+
+    for module in ("view", "services"):
+        monkeypatch.setattr(f"node_agent.{module}.decode", counting)
+    view = View(population.node(OWN).name, KEYS, Tables({name: {} for name in ORDER}), Entries(MAPS))
+    view.snapshot(values)
+    assert decoded["backends"] == sum("/backends/" in key for key in values) > population.service_count / 2
+    assert decoded["endpoint"] == population.pod_count
+    assert decoded["service"] == population.service_count
 
 
 def test_the_whole_goes_to_each_map_at_once() -> None:

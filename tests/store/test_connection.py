@@ -10,7 +10,9 @@ from typing import Any
 
 import grpc
 import pytest
+from etcd3aio.kv import KVService
 
+import tidegate.store.etcd as etcd_module
 from tidegate.runtime.errors import SettingsError
 from tidegate.runtime.settings import CommonSettings
 from tidegate.store import Put, Snapshot, StoreError, UnavailableError
@@ -248,6 +250,36 @@ def test_certificates_that_cannot_be_used_are_bad_settings(tmp_path: Path) -> No
     with pytest.raises(SettingsError, match="PEM"):
         read_tls(CommonSettings(etcd_ca=tmp_path / "empty.pem"))
     assert read_tls(CommonSettings()) is None
+
+
+async def test_the_next_page_is_asked_for_while_one_is_taken(
+    etcd: EtcdProcess, open_store: OpenStore, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(etcd.endpoint)
+    keys = [f"{prefix}{number:04}" for number in range(1000)]
+    for start in range(0, 1000, 100):
+        await store.transact([Put(key, b"x") for key in keys[start : start + 100]])
+    monkeypatch.setattr("tidegate.store.etcd.FIRST_PAGE", 300)
+    monkeypatch.setattr("tidegate.store.etcd.LARGEST_PAGE", 300)
+    store._largest_page = 300
+    asked = 0
+    taken: list[int] = []
+    get, take = KVService.get, etcd_module._take
+
+    async def ask(self: KVService, *arguments: Any, **options: Any) -> Any:
+        nonlocal asked
+        asked += 1
+        return await get(self, *arguments, **options)
+
+    async def look(page: Any, values: dict[str, bytes]) -> Any:
+        latest = await take(page, values)
+        taken.append(asked)
+        return latest
+
+    monkeypatch.setattr(KVService, "get", ask)
+    monkeypatch.setattr(etcd_module, "_take", look)
+    assert [*(await store.snapshot(prefix)).values] == keys
+    assert taken == [2, 3, 4, 4]
 
 
 async def test_large_prefixes_are_read_in_pages_at_one_revision(

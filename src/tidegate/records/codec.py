@@ -1,5 +1,6 @@
 """Records to msgpack and back."""
 
+from functools import cache
 from typing import Any, TypeVar
 
 import msgpack
@@ -9,6 +10,7 @@ from tidegate.records.schema import VERSION, Record
 
 R = TypeVar("R", bound=Record)
 
+_decoder = cache(msgspec.msgpack.Decoder)
 _ENCODER = msgspec.msgpack.Encoder(order="deterministic")
 # Behind the byte that opens the map: its first key `v`, and the major version of the pair.
 _OURS = b"\xa1v\x92" + bytes([VERSION[0]])
@@ -35,7 +37,8 @@ def decode(kind: type[R], value: bytes) -> R:
     """
     if value[1:5] == _OURS:
         try:
-            return msgspec.msgpack.decode(value, type=kind)
+            record: R = _decoder(kind).decode(value)
+            return record
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             pass  # why, the longer way tells
     plain = unpack(value)

@@ -118,6 +118,11 @@ class Keyspace:
         """What the keys of all endpoints begin with."""
         return f"{self.prefix}endpoints/"
 
+    @property
+    def of_services(self) -> tuple[str, str]:
+        """What the keys of all Services, and of all backends, begin with."""
+        return f"{self.prefix}services/", f"{self.prefix}backends/"
+
     def endpoint(self, namespace: str, pod: str) -> str:
         return f"{self.endpoints}{namespace}/{pod}"
 
@@ -153,6 +158,10 @@ class Keyspace:
 
     def subject(self, identity: int) -> str:
         return f"{self.prefix}subjects/{identity}"
+
+    def segments(self, key: str) -> tuple[str, ...]:
+        """What of a key below `prefix` follows it, taken apart."""
+        return tuple(key.removeprefix(self.prefix).split("/"))
 
     def parse(self, key: str) -> Parsed | None:
         """The record class and name of a key; None for keys that this version does not know (never an error)."""

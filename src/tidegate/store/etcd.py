@@ -5,9 +5,10 @@ import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
+from typing import Any
 
 import grpc
-from etcd3aio._protobuf import Compare, RequestOp, TxnResponse
+from etcd3aio._protobuf import Compare, RangeResponse, RequestOp, TxnResponse
 from etcd3aio.kv import KVService, prefix_range_end
 
 from tidegate.runtime.logging import get_logger
@@ -49,6 +50,7 @@ FIRST_PAGE = 2_000  # keys
 LARGEST_PAGE = 50_000  # keys
 PAGE_GROWTH = 4
 PAGE_BYTES = 8 << 20  # what a page should have; its number of keys follows
+AT_ONCE = 2000  # keys of a page that are taken without looking at the network
 RESTARTS = 3  # of a snapshot that was overtaken by compaction
 
 EVENTS = counter("store_events", "Events received by watches of the store.")
@@ -97,30 +99,39 @@ class EtcdStore:
         values: dict[str, bytes] = {}
         newest: list[tuple[str, Trace]] = []  # of each page
         start, end = encode_key(prefix), prefix_range_end(encode_key(prefix))
-        revision, cluster, limit = 0, 0, FIRST_PAGE
+        limit = FIRST_PAGE
+        page = await self._page(start, end, limit)
+        revision, cluster = page.header.revision, page.header.cluster_id
         while True:
-            try:
-                async with self._connection.link() as link:
-                    page = await link.kv.get(start, end, revision=revision, limit=limit, timeout=DEADLINE)
-            except UnavailableError:
-                # It may have been too much for the deadline: the next try asks for less at a time.
-                self._largest_page = max(FIRST_PAGE, min(self._largest_page, limit // PAGE_GROWTH))
-                raise
-            if not revision:
-                revision, cluster = page.header.revision, page.header.cluster_id
-            elif page.header.cluster_id != cluster:
+            if page.header.cluster_id != cluster:
                 raise UnavailableError("the etcd cluster was replaced while it was read")
-            for kv in page.kvs:
-                values[decode_key(kv.key)] = kv.value
-            if page.kvs:
-                latest = max(page.kvs, key=lambda kv: kv.mod_revision)
-                newest.append((decode_key(latest.key), trace(latest)))
-            if not page.more:
-                break
-            start = page.kvs[-1].key + b"\0"
-            limit = min(_next_limit(limit, len(page.kvs), page.ByteSize()), self._largest_page)
+            following: asyncio.Task[RangeResponse] | None = None
+            if page.more:
+                start = page.kvs[-1].key + b"\0"
+                limit = min(_next_limit(limit, len(page.kvs), page.ByteSize()), self._largest_page)
+                # etcd gathers the next page while this one is taken.
+                following = asyncio.create_task(self._page(start, end, limit, revision))
+            try:
+                latest = await _take(page, values)
+                if latest is not None:
+                    newest.append((decode_key(latest.key), trace(latest)))
+                if following is None:
+                    break
+                page = await following
+            finally:
+                if following is not None:
+                    following.cancel()
         newest.sort(key=lambda entry: entry[1].mod_revision)
         return Snapshot(revision, values), History(cluster, revision, dict(newest[-TRACES:]))
+
+    async def _page(self, start: bytes, end: bytes, limit: int, revision: int = 0) -> RangeResponse:
+        try:
+            async with self._connection.link() as link:
+                return await link.kv.get(start, end, revision=revision, limit=limit, timeout=DEADLINE)
+        except UnavailableError:
+            # It may have been too much for the deadline: the next try asks for less at a time.
+            self._largest_page = max(FIRST_PAGE, min(self._largest_page, limit // PAGE_GROWTH))
+            raise
 
     async def follow(self, prefix: str) -> AsyncGenerator[Snapshot | Batch, None]:
         log = get_logger(etcd=str(self._connection), prefix=prefix)
@@ -278,6 +289,18 @@ class EtcdStore:
                         return
                 elif any(not isinstance(operation, Put) and operation.key == key for operation in change.operations):
                     return
+
+
+async def _take(page: RangeResponse, values: dict[str, bytes]) -> Any:
+    """Puts what the page holds into `values`; the KeyValue that was written last, None in an empty page."""
+    latest = None
+    for number, kv in enumerate(page.kvs):
+        if not number % AT_ONCE:
+            await asyncio.sleep(0)  # requests go out, answers come in meanwhile
+        values[decode_key(kv.key)] = kv.value
+        if latest is None or kv.mod_revision > latest.mod_revision:
+            latest = kv
+    return latest
 
 
 def _next_limit(limit: int, keys: int, size: int) -> int:

@@ -54,7 +54,7 @@ class Snapshot:
     """
 
     revision: int
-    values: dict[str, bytes]  # who is given it may empty it
+    values: dict[str, bytes]
     regressed: bool = False
 
 

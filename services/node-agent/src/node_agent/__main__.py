@@ -15,6 +15,7 @@ from node_agent.masquerade import parse_ports
 from node_agent.monitor import Monitor
 from node_agent.nodesettings import NodeSettings
 from node_agent.policylog import DEFAULT_PATH
+from node_agent.reading import Reading
 from node_agent.status import KernelCollector, routes
 from node_agent.sysctl import SYSCTL, enable_forwarding
 from node_agent.uplinks import default_route_devices
@@ -182,6 +183,18 @@ async def serve_node(common: CommonSettings, settings: NodeSettings) -> None:
     check(settings.bpffs, settings.cgroup)
     allow_open_files()
     write_whereabouts(settings, common.cluster, common.etcd, importlib.metadata.version("tidegate"))
+    keys = Keyspace(common.cluster)
+    store = EtcdStore(common)
+    reading = Reading(store, keys)
+    try:
+        reading.begin()  # while the programs are loaded
+        await _serve(common, settings, keys, reading)
+    finally:
+        await reading.close()
+        await store.close()
+
+
+async def _serve(common: CommonSettings, settings: NodeSettings, keys: Keyspace, reading: Reading) -> None:
     try:
         # Changes nothing of what is forwarded, and may refuse what it is asked for.
         manifest = await run_loader(settings)
@@ -191,8 +204,7 @@ async def serve_node(common: CommonSettings, settings: NodeSettings) -> None:
     except (nft.GuardError, LoadError, OSError) as error:
         raise SettingsError(str(error)) from error
     health = Health("programs", "snapshot")
-    store = EtcdStore(common)
-    agent = Agent(settings, store, Keyspace(common.cluster), manifest, health)
+    agent = Agent(settings, reading, keys, manifest, health)
     try:
         await agent.open()
         monitor = Monitor(manifest, settings.node, agent.monitor)
@@ -204,7 +216,6 @@ async def serve_node(common: CommonSettings, settings: NodeSettings) -> None:
             await agent.run()
     finally:
         await agent.close()
-        await store.close()
 
 
 if __name__ == "__main__":

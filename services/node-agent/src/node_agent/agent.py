@@ -5,7 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing, suppress
+from contextlib import aclosing, nullcontext, suppress
 from typing import TypeVar
 
 from node_agent.attach import Attachments, Devices
@@ -22,41 +22,38 @@ from node_agent.netlink import HostWatch
 from node_agent.nodesettings import NodeSettings
 from node_agent.policylog import PolicyLog
 from node_agent.programsettings import (
-    SETTING_AUDIT,
-    SETTING_GENERATION,
     SETTING_MONITOR,
     SETTING_NODE_NAMESPACE,
     SETTING_PORTS,
     SETTING_SOCKET_NAMESPACE,
     ProgramSettings,
 )
+from node_agent.reading import Reading
 from node_agent.release import Releaser
 from node_agent.routes import Routes, wanted
 from node_agent.succession import Succession
-from node_agent.table import ORDER, POLICY, REACHED_FROM, Step, Tables
+from node_agent.table import ORDER, POLICY, Tables
 from node_agent.takeover import Decision, Takeover, place_of
 from node_agent.tampering import Tampering
 from node_agent.upkeep import Upkeep
 from node_agent.view import View
 from node_agent.visits import OwnVisits, SentVisits, Visits
+from node_agent.writing import Writer
 from tidegate.records import Keyspace
 from tidegate.runtime import metrics
 from tidegate.runtime.collector import building
 from tidegate.runtime.http import Health
 from tidegate.runtime.logging import get_logger
 from tidegate.runtime.retry import Backoff
-from tidegate.store import Incomplete, Snapshot, Store, follow_marked
+from tidegate.store import Incomplete, Snapshot
 
 T = TypeVar("T")
 
 PORT_BLOCKS = 3
-WRITERS = ("endpoint-sync", "policy-sync")
 # Seconds: between looks at all that may be undone, where the kernel tells nothing; between those at our links, whose
 # end it never tells; and until the look where it does, for changes that come together.
 CHECK, LOOK, SETTLE = 5.0, 0.7, 0.3
-SMALL = 64  # entries that are written at once, and not in the worker thread
 
-WRITES = metrics.counter("map_writes", "Entries written to or removed from maps.", ("map",))
 APPLY = metrics.histogram("apply", "From a change, as received, to the last of its entries in the maps.")
 
 log = get_logger()
@@ -66,10 +63,10 @@ class Agent:
     """Everything between start and stop. `open` first (blocking parts in the worker thread), then `run`."""
 
     def __init__(
-        self, settings: NodeSettings, store: Store, keys: Keyspace, manifest: Manifest, health: Health
+        self, settings: NodeSettings, reading: Reading, keys: Keyspace, manifest: Manifest, health: Health
     ) -> None:
         self._settings = settings
-        self._store = store
+        self._reading = reading
         self._keys = keys
         self.manifest = manifest
         self._health = health
@@ -78,7 +75,7 @@ class Agent:
         self._retiring = asyncio.Queue[int]()
         self._changed = asyncio.Event()
         self._since: float | None = None
-        self._host_ready = asyncio.Event()
+        self._host_ready, self._attached = asyncio.Event(), asyncio.Event()
         self._watch = HostWatch(self.changed)
         self._routes = Routes()
         self._routed: tuple[int, Mapping[str, str]] | None = None  # EndpointView.node_changes, and what follows
@@ -87,15 +84,14 @@ class Agent:
         self.visits: Visits = SentVisits(settings.visitor) if settings.visitor else OwnVisits(settings.cgroup)
         self._checks = HealthChecks(lambda: health.is_ready)
         self.cni = CniConfiguration(settings.cni, settings.state, settings.uplinks)
-        self._full: dict[str, str] = {}
         self._ports: dict[str, str] = {}
         self._devices = Devices(settings.pod_interfaces, settings.uplinks)
         self._refused: dict[int, str] = {}
         self._complete = False
-        self.written: Counter[str] = Counter()  # map → entries written or removed
         self.maps: Maps
         self._entries: Entries
         self.tables: Tables
+        self._writer: Writer
         self.view: View
         self.attachments: Attachments
         self.pins: KeptPins
@@ -112,6 +108,7 @@ class Agent:
         self._tampering = Tampering((self._settings.bpffs / "links", *self.pins.directories))
         self._tampering.open()
         self._entries = Entries(self.manifest.maps)
+        self._writer = Writer(self.tables, self.maps, self.in_worker)
         sizes = {name: entry.max_entries for name, entry in self.manifest.maps.items()}
         self.view = View(self._settings.node, self._keys, self.tables, self._entries, sizes)
         log_path = self._settings.policy_log
@@ -128,7 +125,7 @@ class Agent:
         self.program_settings.set(SETTING_NODE_NAMESPACE, namespace_cookie())
         self.program_settings.set(SETTING_SOCKET_NAMESPACE, namespace_cookie() if settings.socket_lb == "node" else 0)
         self._set_ports()
-        self._set_audit()
+        self.program_settings.audit(self.audited_node)
         self.attachments = Attachments(self.manifest, settings.bpffs, settings.cgroup, settings.attach)
         self._succession = Succession(settings.bpffs, settings.state, self.manifest)
         if not self._succession.waits_for:
@@ -169,19 +166,18 @@ class Agent:
             group.create_task(self.policy_log.run())
 
     async def _follow(self) -> None:
-        await self._host_ready.wait()
+        await self._attached.wait()  # a large snapshot holds up everything else
         self._want_host()  # whether a pod has the device that its map entry says is asked with the first snapshot
-        marks = {self._keys.synced(writer): writer for writer in WRITERS}
-        async with aclosing(follow_marked(self._store, self._keys.prefix, marks)) as changes:
+        async with aclosing(self._reading.changes()) as changes:
             async for change in changes:
                 if isinstance(change, Incomplete):
-                    missing = ", ".join(marks[mark] for mark in change.marks)
                     self._complete = False
-                    self._health.not_ready("snapshot", f"not complete in etcd yet: {missing}")
+                    self._health.not_ready(
+                        "snapshot", f"not complete in etcd yet: {self._reading.missing(change.marks)}"
+                    )
                     continue
                 self._complete = True
                 if isinstance(change, Snapshot):
-                    log.info("snapshot read", revision=change.revision, keys=len(change.values))
                     with building():
                         self.view.snapshot(change.values)
                 else:
@@ -229,17 +225,16 @@ class Agent:
                 first = False
             else:
                 await self._attach_devices()
+            self._attached.set()  # or what is to be attached waits for the snapshot
             if self.view.loaded:
                 if untouched:
                     await self._take_over()
                     untouched = False
+                with building() if loading else nullcontext():
+                    await self._write()
                 if loading:
-                    with building():
-                        await self._write()
                     log.info("snapshot in the maps", entries=self.written.total())
                     loading = False
-                else:
-                    await self._write()
                 if self._succession.waits_for:
                     await self.in_worker(self._move_links)
                     await self.in_worker(self._succession.filled)
@@ -250,7 +245,7 @@ class Agent:
                     self._health.ready("snapshot")
                 if self._health.is_ready:
                     self.cni.write(self.view.endpoints.nodes.get(self._settings.node))
-            if self._full:
+            if self._writer.full:
                 # There may be room again after a while, or with a change; what is not there yet stays wanted.
                 with suppress(TimeoutError):
                     async with asyncio.timeout(backoff.next()):
@@ -315,31 +310,18 @@ class Agent:
 
         def write(decision: Decision) -> None:
             for name, items in decision.entries.items():
-                self.maps[name].update_all(items)
+                self.maps[name].update_all(dict(items))
 
         await self.takeover.begin(place, self.manifest.maps, write)
 
     async def _write(self) -> None:
         self._want_host()
         removals = self.tables.removals
-        steps = self.tables.plan()
-        before, self._full = self._full, {}
-        outdated: set[str] = set()  # maps with entries that should be others, or gone, and are not
-        for step in steps:
-            # Nothing may lead to an entry that found no room, and nothing goes that may still be led to.
-            if step.puts:
-                hindered = any(step.map in REACHED_FROM[full] for full in self._full)
-            else:
-                hindered = not REACHED_FROM[step.map].isdisjoint(outdated)
-            # What cannot be done now is tried again later.
-            if (hindered or not await self._carry_out(step)) and self.tables.outdated(step):
-                outdated.add(step.map)
-        for name in self._full.keys() - before.keys():
-            log.warning("map full", map=name, reason=self._full[name])
+        steps, outdated = await self._writer.write()
         if self.view.room.refused and self.tables.removals != removals:
             self.changed()  # there is room for some of them
         if any(step.map in POLICY and not step.retired for step in steps):
-            self._raise_generation()
+            self.program_settings.raise_generation()
         self.policy_log.apply(self.view.logging, self.audited_node or bool(self.view.policy.audited))
         retiring = self.tables.retiring()
         if retiring is not None and not outdated:
@@ -359,29 +341,6 @@ class Agent:
             self._routed = endpoints.node_changes, wanted(endpoints.nodes, self._settings.node)
         return self._routed[1]
 
-    async def _carry_out(self, step: Step) -> bool:
-        """Whether there was room for all of it."""
-        # To hand a step over to another thread and back takes as long as writing some hundred entries.
-        small = len(step.puts) + len(step.deletes) <= SMALL
-        count = self._step(step) if small else await self.in_worker(lambda: self._step(step))
-        puts = step.puts[:count]
-        # Of a map that turned out to be full, too: what was written must be known, or it could never be removed.
-        self.tables.done(step.map, puts, step.deletes)
-        self.written[step.map] += count
-        WRITES.labels(step.map).inc(count)
-        if len(puts) == len(step.puts):
-            return True
-        self._full[step.map] = f"map {step.map}: full, it holds {self.maps[step.map].max_entries} entries"
-        return False
-
-    def _step(self, step: Step) -> int:
-        """How many entries were written or removed: fewer than the step has where the map is full."""
-        opened = self.maps[step.map]
-        if step.deletes:
-            opened.delete_all(step.deletes)
-            return len(step.deletes)
-        return opened.update_all(step.puts)
-
     async def _expire(self) -> None:
         """Entries that nothing leads to go when no program can be on its way to them. Never returns."""
         while True:
@@ -391,17 +350,6 @@ class Agent:
             await asyncio.get_running_loop().run_in_executor(self._waiter, wait_for_programs)
             self.tables.expire(number)
             self._changed.set()  # what remains to be done is no change of what is told
-
-    def _raise_generation(self) -> None:
-        # Generations are compared as u32 in connections; 0 never comes up.
-        generation = self.program_settings.get(SETTING_GENERATION) % 0xFFFFFFFF + 1
-        self.program_settings.set(SETTING_GENERATION, generation)
-
-    def _set_audit(self) -> None:
-        audited = int(self.audited_node)
-        if self.program_settings.get(SETTING_AUDIT) != audited:
-            self.program_settings.set(SETTING_AUDIT, audited)
-            self._raise_generation()  # what had passed is judged anew
 
     def _set_ports(self) -> None:
         """Which source ports connections may have that leave under the node's address."""
@@ -428,7 +376,12 @@ class Agent:
     @property
     def full(self) -> dict[str, str]:
         """Map → why what is wanted there is not there."""
-        return self._full
+        return self._writer.full
+
+    @property
+    def written(self) -> Counter[str]:
+        """Map → entries written or removed."""
+        return self._writer.written
 
     @property
     def refused(self) -> dict[str, str]:
@@ -441,6 +394,6 @@ class Agent:
     def host_problems(self) -> dict[str, str]:
         """Guard, route, or port for health checks → why it is not there; etcd → why it cannot be followed."""
         ports = {f"health checks on port {port}": reason for port, reason in self._checks.problems.items()}
-        etcd = {"etcd": self._store.trouble} if self._store.trouble else {}
+        etcd = {"etcd": self._reading.trouble} if self._reading.trouble else {}
         hosts = {**self.releaser.problems, **self.upkeep.problems, **self.takeover.problems, **self._routes.problems}
         return {**etcd, **self._ports, **hosts, **ports, **self.policy_log.problems, **self.cni.problems}

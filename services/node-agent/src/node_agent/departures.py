@@ -5,7 +5,7 @@ UDP socket is stuck as soon as its Service has another backend that serves, and 
 removes the flow (`CleanStaleEntries` of its conntrack package). A Service's traffic policies do not count here.
 """
 
-from collections.abc import Callable, Set
+from collections.abc import Callable, Collection, Iterable, Set
 from dataclasses import dataclass
 
 from node_agent.endpoints import EndpointView
@@ -71,11 +71,11 @@ class Departures:
             # Those that do not serve may have been the best there was.
             self._addresses |= {b.address for b in self._services.backends(key) if not b.serving}
 
-    def endpoint(self, before: Endpoint | None, after: Endpoint | None) -> None:
-        for address in before.addresses if before else ():
-            if after is None or address not in after.addresses:
-                self._addresses.add(address)
-                self._pods.add(address)
+    def endpoint(self, before: Iterable[bytes], after: Collection[bytes]) -> None:
+        """Addresses of a pod that has changed."""
+        gone = [address for address in before if address not in after]
+        self._addresses.update(gone)
+        self._pods.update(gone)
 
     def everything(self) -> None:
         """The next `take` is about everything again: a record that nobody had understood is understood, or gone."""

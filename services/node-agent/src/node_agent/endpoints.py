@@ -2,15 +2,42 @@
 
 from collections.abc import Iterable, KeysView, Mapping
 from itertools import filterfalse
+from sys import intern
+
+import msgspec
 
 from node_agent.entries import Entries
-from node_agent.packed import Packed
 from node_agent.policy import PolicyView
 from node_agent.table import Tables
 from tidegate.records import Endpoint, Node
 from tidegate.records.addresses import is_ipv4
 
-Key = tuple[str, str]
+Key = str  # namespace/name of a pod
+
+
+class Group(msgspec.Struct, gc=False):
+    """The pods whose records name the identity."""
+
+    identity: int
+    pods: dict[Key, None]
+    entry: bytes  # of a pod elsewhere that is judged by it
+
+
+class Pod(msgspec.Struct, gc=False):
+    """What is kept of an Endpoint record. There are as many as pods in the cluster, so what several have in common is
+    one object for all of them, and nothing here is the garbage collector's matter."""
+
+    group: Group
+    node: str
+    workload_kind: str
+    workload_name: str
+    uid: int  # a hash of it: it is compared with that of the next record of the name
+    packed: bytes  # its addresses, one behind the other: where it is one, the very key of the map
+
+    @property
+    def addresses(self) -> tuple[bytes, ...]:
+        packed = self.packed
+        return (packed,) if len(packed) == 16 else tuple(packed[at : at + 16] for at in range(0, len(packed), 16))
 
 
 class EndpointView:
@@ -25,12 +52,12 @@ class EndpointView:
         self._tables = tables
         self._entries = entries
         self._policy = policy
-        self._endpoints: Packed[Key, Endpoint] = Packed(Endpoint)
+        self._pods: dict[Key, Pod] = {}
         self._ours: dict[Key, Endpoint] = {}  # those on this node
         self._holders: dict[bytes, Key] = {}  # of those who say that an address is theirs, the latest
         self._earlier: dict[bytes, list[Key]] = {}  # the others, where there are any
-        self._identity: dict[Key, int] = {}  # by which the pod is judged now
-        self._by_identity: dict[int, set[Key]] = {}  # record's identity → pods
+        self._judged: dict[Key, int | None] = {}  # by which the pod is judged now, if not by its record's identity
+        self._groups: dict[int, Group] = {}
         self._held: dict[Key, int] = {}  # identity of which this pod of ours has a share in the policy view
         self._nodes: dict[str, Node] = {}
         self.node_changes = 0  # so often has a node been another
@@ -45,36 +72,52 @@ class EndpointView:
 
     @property
     def keys(self) -> KeysView[Key]:
-        return self._endpoints.keys()
+        return self._pods.keys()
 
-    def set_endpoint(self, key: Key, record: Endpoint | None, value: bytes | None) -> Endpoint | None:
-        """`value`: the record as it lies in etcd. Returns what was known of the pod before."""
-        before = self._endpoints.get(key)
-        self._endpoints.set(key, value)
-        self._ours.pop(key, None)
-        if before is not None:
-            self._unindex(key, before, record)
-        if record is None or (before is not None and before.uid != record.uid):
-            self._identity.pop(key, None)  # another pod of that name is a new one
+    def set_endpoint(self, key: Key, record: Endpoint | None) -> Pod | None:
+        """Returns what was known of the pod before."""
+        before = self._pods.get(key)
         if record is None:
-            self._hold(key, None)
+            if before is not None:
+                self._remove(key, before)
             return before
+        uid, packed, judged = hash(record.uid), b"".join(record.addresses), None
+        if before is not None:
+            if before.uid == uid:  # another pod of that name is a new one
+                judged = self._identity(key, before)
+            self._unindex(key, before, packed)
+        group = self._groups.get(record.identity)
+        if group is None:
+            entry = self._entries.pod(record.identity, 0)
+            group = self._groups[record.identity] = Group(record.identity, {}, entry)
+        kind, name = intern(record.workload_kind), intern(record.workload_name)
+        pod = self._pods[key] = Pod(group, intern(record.node), kind, name, uid, packed)
+        group.pods[key] = None
         if record.node == self._own:
             self._ours[key] = record
-        self._by_identity.setdefault(record.identity, set()).add(key)
         for address in record.addresses:
-            self._claim(address, key)
-        if key not in self._identity and self._recalling:
-            self._recall(key, record)
-        self._refresh(key, record)
+            holder = self._holders.setdefault(address, key)
+            if holder is not key:
+                self._claim(address, key, holder)
+        if judged is None and self._recalling:
+            judged = self._recall(pod)
+        if judged == record.identity:
+            self._judged.pop(key, None)
+        else:
+            self._judged[key] = judged
+        self._refresh(key, pod)
         return before
 
-    def _claim(self, address: bytes, key: Key) -> None:
-        holder = self._holders.get(address)
+    def _remove(self, key: Key, pod: Pod) -> None:
+        del self._pods[key]
+        self._unindex(key, pod, b"")
+        self._judged.pop(key, None)
+        self._hold(key, None)
+
+    def _claim(self, address: bytes, key: Key, holder: Key) -> None:
         if holder == key or key in self._earlier.get(address, ()):
             return
-        if holder is not None:
-            self._earlier.setdefault(address, []).append(holder)
+        self._earlier.setdefault(address, []).append(holder)
         self._holders[address] = key
 
     def _unclaim(self, address: bytes, key: Key) -> None:
@@ -88,15 +131,17 @@ class EndpointView:
         if not earlier:
             self._earlier.pop(address, None)
 
-    def _unindex(self, key: Key, before: Endpoint, after: Endpoint | None) -> None:
-        members = self._by_identity[before.identity]
-        members.discard(key)
-        if not members:
-            del self._by_identity[before.identity]
-            self._policy.refused.pop(before.identity, None)
-        for address in set(before.addresses):  # a record may name one twice
-            if after is not None and address in after.addresses:
-                continue
+    def _unindex(self, key: Key, pod: Pod, packed: bytes) -> None:
+        """`packed`: the addresses that it has from now on."""
+        self._ours.pop(key, None)
+        del pod.group.pods[key]
+        if not pod.group.pods:
+            del self._groups[pod.group.identity]
+            self._policy.refused.pop(pod.group.identity, None)
+        if pod.packed == packed:
+            return
+        kept = {packed[at : at + 16] for at in range(0, len(packed), 16)}
+        for address in set(pod.addresses) - kept:  # a record may name one twice
             self._unclaim(address, key)
             self._publish(address)
 
@@ -104,34 +149,43 @@ class EndpointView:
         """From now on an address in the map says nothing of a pod that is new: it may have been another's."""
         self._recalling = False
 
-    def _recall(self, key: Key, record: Endpoint) -> None:
+    def _recall(self, pod: Pod) -> int | None:
         """After a restart: the identity that the map gives this pod, if it has the same device as then."""
-        for address in record.addresses:
+        found = None
+        for address in pod.addresses:
             value = self._tables.have("endpoints").get(address)
-            pod = self._entries.pod_of(value) if value is not None else None
-            device = self._devices.get(address, 0) if record.node == self._own else 0
-            if pod is not None and pod[1] == device:
-                self._identity[key] = pod[0]
+            known = self._entries.pod_of(value) if value is not None else None
+            device = self._devices.get(address, 0) if pod.node == self._own else 0
+            if known is not None and known[1] == device:
+                found = known[0]
+        return found
 
-    def _refresh(self, key: Key, record: Endpoint) -> None:
-        local, identity = record.node == self._own, record.identity
-        if self._policy.admit(identity, key[0]) if local else self._policy.judged(identity):
-            self._identity[key] = identity
-        self._hold(key, self._identity.get(key) if local else None)
-        for address in record.addresses:
-            self._publish(address)
+    def _identity(self, key: Key, pod: Pod) -> int | None:
+        """By which it is judged now."""
+        return self._judged.get(key, pod.group.identity)
+
+    def _refresh(self, key: Key, pod: Pod) -> None:
+        local, identity = key in self._ours, pod.group.identity
+        if self._policy.admit(identity, _namespace(key)) if local else self._policy.judged(identity):
+            self._judged.pop(key, None)
+        if local or key in self._held:
+            self._hold(key, self._identity(key, pod) if local else None)
+        for address in pod.addresses:
+            if self._holders[address] == key:
+                self._tables.want("endpoints", address, self._pod(key, pod, address))
 
     def judged(self, identity: int) -> None:
         """The rules of the identity may stand now."""
-        for key in self._by_identity.get(identity, ()):
-            self._refresh(key, self._endpoints[key])
+        group = self._groups.get(identity)
+        for key in group.pods if group is not None else ():
+            self._refresh(key, self._pods[key])
 
     def _hold(self, key: Key, identity: int | None) -> None:
         before = self._held.get(key)
         if before == identity:
             return
         if identity is not None:
-            self._policy.take(identity, key[0])
+            self._policy.take(identity, _namespace(key))
             self._held[key] = identity
         else:
             del self._held[key]
@@ -156,13 +210,10 @@ class EndpointView:
         if not there:
             self._nodes_at.pop(address, None)
 
-    def endpoint(self, key: Key) -> Endpoint | None:
-        return self._endpoints.get(key)
-
-    def owner(self, address: bytes) -> tuple[Key, Endpoint] | None:
+    def owner(self, address: bytes) -> tuple[Key, Pod] | None:
         """The pod that has the address."""
         key = self._holders.get(address)
-        return (key, self._endpoints[key]) if key is not None else None
+        return (key, self._pods[key]) if key is not None else None
 
     def node_of(self, address: bytes) -> str | None:
         """The node that has the address."""
@@ -172,7 +223,8 @@ class EndpointView:
 
     def pods_of(self, identity: int) -> list[Key]:
         """Pods of this node that have, or should have, the identity."""
-        return sorted(key for key in self._by_identity.get(identity, ()) if key in self._ours)
+        group = self._groups.get(identity)
+        return sorted(key for key in group.pods if key in self._ours) if group is not None else []
 
     def is_held(self, address: bytes) -> bool:
         """Whether a pod or a node has the address."""
@@ -209,16 +261,24 @@ class EndpointView:
     def _value(self, address: bytes) -> bytes | None:
         key = self._holders.get(address)
         if key is not None:
-            identity = self._identity.get(key)
-            local = key in self._ours
-            if identity is None and not local:
-                return None
-            return self._entries.pod(identity, self._devices.get(address, 0) if local else 0)
+            return self._pod(key, self._pods[key], address)
         if address in self._addresses or address in self._own_reported():
             return self._entries.node(own=True)
         # Who is at our own reported addresses alone has been told above.
         return self._entries.node(own=False) if address in self._nodes_at else None
 
+    def _pod(self, key: Key, pod: Pod, address: bytes) -> bytes | None:
+        if key not in self._ours and key not in self._judged:
+            return pod.group.entry
+        identity = self._identity(key, pod)
+        if key in self._ours:
+            return self._entries.pod(identity, self._devices.get(address, 0))
+        return self._entries.pod(identity, 0) if identity is not None else None
+
     def _own_reported(self) -> tuple[bytes, ...]:
         own = self._nodes.get(self._own)
         return own.addresses if own else ()
+
+
+def _namespace(key: Key) -> str:
+    return key.partition("/")[0]

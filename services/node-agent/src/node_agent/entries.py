@@ -1,8 +1,7 @@
 """Map entries as bytes: one function a kind of entry. The layouts come from the C types, the meanings from types.h."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
-from socket import htons
 
 from node_agent.layout import Form
 from node_agent.loader import MapEntry
@@ -26,10 +25,16 @@ class Entries:
         self._keys = {name: Form(entry.key) for name, entry in ours.items()}
         self._values = {name: Form(entry.value) for name, entry in ours.items()}
         # There are as many of these as backends or pods in the cluster.
-        self._backend_key = self._keys["backends"].packer("service", "slot")
-        self._backend = self._values["backends"].packer("addr", "port")
+        self.backend_key = self._keys["backends"].packer("service", "slot")
+        self.backend = self._values["backends"].packer("addr", "port")
+        self.backend_address: Callable[[bytes], tuple[bytes, int]]
+        self.backend_address = self._values["backends"].unpacker("addr", "port")
         self._ring_key = self._keys["ring"].packer("service", "position")
         self._number = self._values["ring"].packer("value")
+        self.frontend_key = self._keys["frontends"].packer("addr", "port", "protocol")
+        self._frontend = self._values["frontends"].packer("service", "outside", "flags")
+        self.service_key = self._keys["services"].packer("value")
+        self._service = self._values["services"].packer("count", "flags", "affinity_seconds", "positions")
         # Pods of one identity have equal values, and one object for them.
         self.pod = lru_cache(1 << 16)(self._pod)
 
@@ -59,12 +64,9 @@ class Entries:
     def non_masquerade(self, address: bytes, prefix: int) -> bytes:
         return self._keys["non_masquerade"].pack(prefix=prefix, addr=address)
 
-    def frontend_key(self, address: bytes, port: int, protocol: int) -> bytes:
-        return self._keys["frontends"].pack(addr=address, port=port, protocol=protocol)
-
     def frontend(self, service: int, outside: int, is_open: bool, has_ranges: bool) -> bytes:
         flags = FRONTEND_OPEN * is_open | FRONTEND_RANGES * has_ranges
-        return self._values["frontends"].pack(service=service, outside=outside, flags=flags)
+        return self._frontend(service, outside, flags)
 
     def frontend_of(self, value: bytes) -> tuple[int, int]:
         """Selections for clients in the cluster, and outside."""
@@ -85,14 +87,9 @@ class Entries:
     def source_range(self, service: int, address: bytes, prefix: int) -> bytes:
         return self._keys["source_ranges"].pack(prefix=32 + prefix, service=service, addr=address)
 
-    def service_key(self, service: int) -> bytes:
-        return self._keys["services"].pack(value=service)
-
     def service(self, count: int, dropping: bool, affinity_seconds: int, positions: int = 0) -> bytes:
         """`dropping`: without backends its clients get no answer, rather than a refusal. `positions`: of its ring."""
-        return self._values["services"].pack(
-            count=count, flags=SERVICE_DROP * dropping, affinity_seconds=affinity_seconds, positions=positions
-        )
+        return self._service(count, SERVICE_DROP * dropping, affinity_seconds, positions)
 
     def slot(self, service: int, address: bytes, port: int, index: int) -> tuple[bytes, bytes]:
         key = self._keys["slots"].pack(service=service, addr=address, port=port)
@@ -101,19 +98,9 @@ class Entries:
     def ring(self, service: int, position: int, index: int) -> tuple[bytes, bytes]:
         return self._ring_key(service, position), self._number(index)
 
-    def backend_key(self, service: int, slot: int) -> bytes:
-        return self._backend_key(service, slot)
-
     def backend_slot(self, key: bytes) -> tuple[int, int]:
         fields = self._keys["backends"].unpack(key)
         return int(fields["service"]), int(fields["slot"])
-
-    def backend(self, address: bytes, port: int) -> bytes:
-        return self._backend(address, htons(port))
-
-    def backend_address(self, value: bytes) -> tuple[bytes, int]:
-        fields = self._values["backends"].unpack(value)
-        return bytes(fields["addr"]), int(fields["port"])
 
     def subject_key(self, identity: int) -> bytes:
         return self._keys["subjects"].pack(value=identity)

@@ -40,13 +40,24 @@ class Form:
         return self._struct.pack(*parts)
 
     def packer(self, *names: str) -> Callable[..., bytes]:
-        """Packs these fields alone, given in the order of the layout, and ports as `htons` gives them: for what is
-        packed very often. Raises KeyError as `pack` does."""
+        """Packs these fields alone, given in the order of the layout: for what is packed very often.
+
+        Raises KeyError as `pack` does, and for ports beside numbers of several bytes, whose order is another one.
+        """
+        return self._part(names).pack
+
+    def unpacker(self, *names: str) -> Callable[[bytes], tuple[Any, ...]]:
+        """The way back: these fields alone."""
+        return self._part(names).unpack
+
+    def _part(self, names: tuple[str, ...]) -> struct.Struct:
+        kinds = {field.name: field.kind for field in self._fields if field.name in names}
+        has_ports = "be16" in kinds.values()
+        if names != tuple(kinds) or (has_ports and not {"u16", "u32", "u64", "u32[]"}.isdisjoint(kinds.values())):
+            raise KeyError(f"no fields {', '.join(names)} that this layout packs together")
         codes = {field.name: "H" if field.kind == "be16" else _code(field) for field in self._fields}
-        if names != tuple(name for name in codes if name in names):
-            raise KeyError(f"no fields {', '.join(names)} in this order in this layout")
-        whole = "".join(codes[field.name] if field.name in names else f"{field.size}x" for field in self._fields)
-        return struct.Struct(f"={whole}").pack
+        whole = "".join(codes[field.name] if field.name in kinds else f"{field.size}x" for field in self._fields)
+        return struct.Struct((">" if has_ports else "=") + whole)
 
     def place(self, name: str) -> tuple[int, int]:
         """Offset and size of a field."""

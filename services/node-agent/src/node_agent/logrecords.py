@@ -96,10 +96,11 @@ class LogRecords:
         """Who has the address: a pod, a node, or somebody outside the cluster."""
         owner = self._view.endpoints.owner(address)
         if owner is not None:
-            (namespace, name), endpoint = owner
+            key, pod = owner
+            namespace, _, name = key.partition("/")
             row = {"pod_name": name, "pod_namespace": namespace, "namespace": namespace}
-            if endpoint.workload_kind:
-                row |= {"workload_kind": endpoint.workload_kind, "workload_name": endpoint.workload_name}
+            if pod.workload_kind:
+                row |= {"workload_kind": pod.workload_kind, "workload_name": pod.workload_name}
             return row
         node = self._view.endpoints.node_of(address)
         return {"node_name": node} if node else {"instance": unpack_address(address)}

@@ -84,12 +84,13 @@ class Map:
         self._check(result, "delete")
         return True
 
-    def update_all(self, entries: Sequence[tuple[bytes, bytes]]) -> int:
+    def update_all(self, entries: Mapping[bytes, bytes]) -> int:
         """Writes entries in order, in batches; returns how many were written when the map turned out to be full."""
+        all_keys, all_values = list(entries), list(entries.values())
         for start in range(0, len(entries), BATCH):
-            part = entries[start : start + BATCH]
-            keys, values = b"".join(key for key, _ in part), b"".join(value for _, value in part)
-            count = ctypes.c_uint32(len(part))
+            part = slice(start, start + BATCH)
+            keys, values = b"".join(all_keys[part]), b"".join(all_values[part])
+            count = ctypes.c_uint32(len(all_keys[part]))
             options = BatchOptions(ctypes.sizeof(BatchOptions), 0, 0)
             result = libbpf().bpf_map_update_batch(self.fd, keys, values, ctypes.byref(count), ctypes.byref(options))
             if result in (-errno.E2BIG, -errno.ENOSPC, -errno.ENOMEM):

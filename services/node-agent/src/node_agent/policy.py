@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 
 from node_agent.entries import PRESENT, Entries, length_bit
-from node_agent.packed import Packed
 from node_agent.recall import Member, recall
 from node_agent.table import Tables
 from tidegate.records import (
@@ -17,6 +16,7 @@ from tidegate.records import (
     Rule,
     Rules,
     Subject,
+    decode,
     encode,
 )
 from tidegate.records.addresses import innermost
@@ -45,7 +45,7 @@ class PolicyView:
         self._entries = entries
         self._subjects: dict[int, int] = {}
         self._identities: dict[int, set[int]] = {}  # policy → subjects that it is for
-        self._rules: Packed[int, Rules] = Packed(Rules)
+        self._rules: dict[int, bytes] = {}  # as they lie in etcd: most have no subject here
         self._shards: dict[int, dict[int, frozenset[Member]]] = {}
         self._local: Counter[int] = Counter()  # identity → pods here
         self._programmed: dict[int, int] = {}  # identity → policy whose entries it needs
@@ -106,9 +106,10 @@ class PolicyView:
 
     def set_rules(self, policy: int, value: bytes | None) -> set[int]:
         """`value`: Rules as they lie in etcd. Returns the identities that they concern."""
-        self._rules.set(policy, value)
         if value is None:
+            self._rules.pop(policy, None)
             return set()
+        self._rules[policy] = value
         concerned = self._identities.get(policy, set())
         self._dirty.update(concerned)
         return concerned
@@ -151,7 +152,10 @@ class PolicyView:
 
     def rules_of(self, policy: int) -> Rules | None:
         """As programmed here, or as last known."""
-        return self._policy_rules.get(policy) or self._rules.get(policy)
+        return self._policy_rules.get(policy) or (self._read(policy) if policy in self._rules else None)
+
+    def _read(self, policy: int) -> Rules:
+        return decode(Rules, self._rules[policy])
 
     def is_in(self, group: int, identity: int, address: bytes) -> bool:
         """Whether a set has the peer in it, which has that identity and that address: as the programs ask."""
@@ -254,7 +258,7 @@ class PolicyView:
         if found is None:
             return
         if found.policy not in self._rules:
-            self._rules.set(found.policy, encode(found.rules))
+            self._rules[found.policy] = encode(found.rules)
         for group, members in found.sets.items():
             if group not in self._shards and members:
                 self._shards[group] = {NO_SHARD: members}
@@ -263,7 +267,7 @@ class PolicyView:
 
     def _lacking(self, policy: int) -> str:
         """Why a policy that nobody has here finds no room; empty where it does."""
-        rules = self._rules[policy].rules
+        rules = self._read(policy).rules
         sets = self._new_sets(rules)
         if all(self._most(name, rules, sets) <= size for name, size in self._sizes.items()):
             return ""
@@ -331,7 +335,7 @@ class PolicyView:
         self._policy_users[policy] += 1
         if self._policy_users[policy] > 1:
             return
-        rules = self._policy_rules[policy] = self._rules[policy]
+        rules = self._policy_rules[policy] = self._read(policy)
         for rule in rules.rules:
             self._tables.want("rules", *self._entries.rule(policy, rule, self._is_logged(rules, rule)))
             for group in _sets(rule):

@@ -17,5 +17,15 @@ class ProgramSettings:
         raw = self._map.lookup(struct.pack("=I", setting)) or bytes(8)
         return int(struct.unpack("=Q", raw)[0])
 
+    def raise_generation(self) -> None:
+        """What has been judged is judged anew."""
+        # Generations are compared as u32 in connections; 0 never comes up.
+        self.set(SETTING_GENERATION, self.get(SETTING_GENERATION) % 0xFFFFFFFF + 1)
+
+    def audit(self, whole_node: bool) -> None:
+        if self.get(SETTING_AUDIT) != whole_node:
+            self.set(SETTING_AUDIT, whole_node)
+            self.raise_generation()
+
     def set(self, setting: int, value: int) -> None:
         self._map.update(struct.pack("=I", setting), struct.pack("=Q", value))

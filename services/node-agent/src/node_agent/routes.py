@@ -4,8 +4,9 @@ import errno
 import os
 import socket
 import struct
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from pyroute2 import AsyncIPRoute
 
@@ -18,7 +19,8 @@ PROTOCOL = 0x74  # rtm_protocol of our routes: how we know them after a restart
 RTM_NEWROUTE, RTM_DELROUTE = 24, 25
 NLM_F_REPLACE, NLM_F_CREATE = 0x100, 0x400
 RT_TABLE_MAIN, RT_SCOPE_UNIVERSE, RTN_UNICAST = 254, 0, 1
-RTA_DST, RTA_GATEWAY = 1, 5
+RTA_DST, RTA_GATEWAY, RTA_PRIORITY = 1, 5, 6
+METRICS = 256
 _ROUTE = struct.Struct("=BBBBBBBBI")  # struct rtmsg
 
 
@@ -59,11 +61,15 @@ class Routes:
         if (self._done is want or self._have == want) and not self.problems:
             self._done = want
             return 0
+        others: list[tuple[str, str]] = []
         if self._have is None:
-            self._have = await read()
+            found = await read()
+            self._have = {route.cidr: route.via for route in found if route.is_current}
+            others = [(route.cidr, route.via) for route in found if not route.is_current]
         have, self._done = self._have, None
         changes = [("replace", cidr, via) for cidr, via in want.items() if have.get(cidr) != via]
         changes += [("del", cidr, via) for cidr, via in have.items() if cidr not in want]
+        changes += [("del", *other) for other in others]
         refused = change(changes)
         self.problems = {
             cidr: f"route to {cidr} via {via}: {os.strerror(refused[index])}"
@@ -91,17 +97,42 @@ def _request(command: str, cidr: str, via: str) -> Request:
     family = socket.AF_INET6 if ":" in cidr else socket.AF_INET
     kind, flags = (RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE) if command == "replace" else (RTM_DELROUTE, 0)
     body = _ROUTE.pack(family, int(length), 0, 0, RT_TABLE_MAIN, PROTOCOL, RT_SCOPE_UNIVERSE, RTN_UNICAST, 0)
-    body += attribute(RTA_DST, socket.inet_pton(family, address))
-    return Request(kind, flags, body + attribute(RTA_GATEWAY, socket.inet_pton(family, via)))
+    packed = socket.inet_pton(family, address)
+    body += attribute(RTA_DST, packed) + attribute(RTA_GATEWAY, socket.inet_pton(family, via))
+    if command == "replace" and family == socket.AF_INET:
+        body += attribute(RTA_PRIORITY, struct.pack("=I", metric(packed)))
+    return Request(kind, flags, body)
 
 
-async def read() -> dict[str, str]:
-    """CIDR → gateway of the routes that are ours. Raises NetlinkError, OSError."""
-    found = {}
+def metric(packed: bytes) -> int:
+    """Of the route to a CIDR of IPv4 that begins with these 4 bytes, where there is but one: it says nothing.
+
+    The kernel looks for equal next hops among all those of one device and one metric, one by one: with the same for
+    thousands of routes it takes most of a second to set them.
+    """
+    return 1 + zlib.crc32(packed) % METRICS
+
+
+class Route(NamedTuple):
+    """`is_current`: it is as `change` sets it. Otherwise it is an earlier version's, without a metric, and the first
+    that a "del" of its CIDR and gateway comes upon."""
+
+    cidr: str
+    via: str
+    is_current: bool
+
+
+async def read() -> list[Route]:
+    """Those that are ours. Raises NetlinkError, OSError."""
+    found = []
     async with AsyncIPRoute() as route:
         for family in (socket.AF_INET, socket.AF_INET6):
             message: Any
             async for message in await route.get_routes(family=family):
                 if message["proto"] == PROTOCOL and message.get_attr("RTA_GATEWAY"):
-                    found[f"{message.get_attr('RTA_DST')}/{message['dst_len']}"] = message.get_attr("RTA_GATEWAY")
+                    address = message.get_attr("RTA_DST")
+                    current = family == socket.AF_INET6 or (
+                        message.get_attr("RTA_PRIORITY") == metric(socket.inet_pton(family, address))
+                    )
+                    found.append(Route(f"{address}/{message['dst_len']}", message.get_attr("RTA_GATEWAY"), current))
     return found

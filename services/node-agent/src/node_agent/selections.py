@@ -76,8 +76,7 @@ class SelectionTable:
         slots = self._slots.get(number)
         if slots is None:
             slots = self._slots[number] = Slots(self._stored.pop(number, ()))
-            for index, stored in enumerate(slots.values):
-                self._slot(number, index, stored)
+            self._place(number, enumerate(slots.values))
         values = {self._entries.backend(*address) for address in wanted}
         held = set(slots.values)
         self._exchange(number, held - values, values - held, dropping, affinity, consistent)
@@ -107,8 +106,7 @@ class SelectionTable:
     ) -> None:
         slots = self._slots[number]
         changed = slots.exchange(gone, come)
-        for index, value in changed.items():
-            self._slot(number, index, value)
+        self._place(number, changed.items())
         self._find_slots(number, slots, changed, gone, affinity > 0)
         self._turn(number, slots, changed, gone, come, consistent and len(slots.values) > 1)
         ring = self._rings.get(number)
@@ -122,8 +120,7 @@ class SelectionTable:
             return
         self._find_slots(number, slots, {}, set(), False)
         self._turn(number, slots, {}, set(), set(), False)
-        for index in range(len(slots.values)):
-            self._slot(number, index, None)
+        self._place(number, ((index, None) for index in range(len(slots.values))))
         self._tables.want("services", self._entries.service_key(number), None)
 
     def _find_slots(
@@ -175,8 +172,9 @@ class SelectionTable:
             entry = self._entries.ring(number, position, at[self._entries.backend(*backend)] if backend else 0)
             self._tables.want("ring", entry[0], entry[1] if backend else None)
 
-    def _slot(self, number: int, index: int, value: bytes | None) -> None:
-        self._tables.want("backends", self._entries.backend_key(number, index), value)
+    def _place(self, number: int, placed: Iterable[tuple[int, bytes | None]]) -> None:
+        key = self._entries.backend_key
+        self._tables.want_all("backends", {key(number, index): value for index, value in placed})
 
 
 class FrontendTable:

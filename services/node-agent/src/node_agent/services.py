@@ -20,11 +20,10 @@ from node_agent.frontends import (
     ranges,
 )
 from node_agent.healthchecks import HealthCheck
-from node_agent.packed import Packed
 from node_agent.room import Owner, Raw, Room
 from node_agent.selections import FrontendTable, SelectionTable
 from node_agent.table import Tables
-from tidegate.records import Backend, BackendShard, Service, ServicePort
+from tidegate.records import Backend, BackendShard, Service, ServicePort, decode
 
 Key = tuple[str, str]
 
@@ -61,7 +60,8 @@ class ServiceView:
         self._kept: dict[Key, Raw] = {}  # of Services refused since the start: as it was found in the maps
         self._own: frozenset[bytes] = frozenset()
         self._services: dict[Key, Service] = {}
-        self._shards: dict[Key, Packed[int, BackendShard]] = {}
+        self._shards: dict[Key, dict[int, bytes]] = {}  # as they lie in etcd: there are so many
+        self._fresh: dict[tuple[Key, int], BackendShard] = {}  # those that have come since the last `settle`
         self._numbers: dict[Key, set[int]] = {}  # selections as programmed
         self._ranges: dict[Key, set[bytes]] = {}  # as programmed
         self._health_ports: dict[Key, int] = {}
@@ -89,8 +89,12 @@ class ServiceView:
         return next((key for key, numbers in self._numbers.items() if selection in numbers), None)
 
     def shard(self, key: Key, shard: int) -> BackendShard | None:
-        shards = self._shards.get(key)
-        return shards.get(shard) if shards is not None else None
+        value = self._shards.get(key, {}).get(shard)
+        return self._record(key, shard, value) if value is not None else None
+
+    def _record(self, key: Key, shard: int, value: bytes) -> BackendShard:
+        fresh = self._fresh.get((key, shard))
+        return fresh if fresh is not None else decode(BackendShard, value)
 
     def set_zone(self, zone: str) -> None:
         """The zone of this node: what is near depends on it."""
@@ -116,9 +120,14 @@ class ServiceView:
     def set_shard(self, key: Key, shard: int, record: BackendShard | None, value: bytes | None) -> BackendShard | None:
         """`value`: the record as it lies in etcd. Returns what was known of the shard before."""
         before = self.shard(key, shard)
-        shards = self._shards.setdefault(key, Packed(BackendShard))
-        shards.set(shard, value)
-        if not len(shards):
+        shards = self._shards.setdefault(key, {})
+        if record is None or value is None:
+            shards.pop(shard, None)
+            self._fresh.pop((key, shard), None)
+        else:
+            shards[shard] = value
+            self._fresh[key, shard] = record
+        if not shards:
             del self._shards[key]
         if key in self._plain:
             changes = self._changes.setdefault(key, {})
@@ -156,6 +165,7 @@ class ServiceView:
             self._leading.set(key, leading)
             if once and service and _is_plain(service, wanted) and all(map(is_simple, known)):
                 self._plain.add(key)
+        self._fresh = {}
 
     def _exchange(self, key: Key, shards: ShardChanges) -> bool:
         """Programs backends of a plain Service that have come, gone or changed; False, and nothing is done, where
@@ -242,8 +252,8 @@ class ServiceView:
 
     def _known(self, key: Key) -> tuple[list[Backend], bool]:
         """The same, and whether each stands in one shard only."""
-        shards = self._shards.get(key)
-        found = [backend for shard in shards.all() for backend in shard.backends] if shards is not None else []
+        shards = (self._record(key, *each) for each in self._shards.get(key, {}).items())
+        found = [backend for shard in shards for backend in shard.backends]
         # One address in two shards, as while they are spread anew, is one backend.
         known = {backend.address: backend for backend in found}
         return list(known.values()), len(known) == len(found)

@@ -147,7 +147,7 @@ async def status(agent: Agent, health: Health, node: str) -> dict[str, Any]:
         "full": agent.full,
         "refused": agent.refused,
         "pending": agent.tables.pending,
-        "endpoints": sorted("/".join(key) for key, _ in agent.view.endpoints.local),
+        "endpoints": sorted(key for key, _ in agent.view.endpoints.local),
         "policy_generation": agent.program_settings.get(SETTING_GENERATION),
         "forwarded": forwarded,
         "drops": drops,

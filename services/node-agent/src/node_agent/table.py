@@ -1,7 +1,9 @@
 """What the agent's maps should hold, what they do hold, and the way from one to the other. Pure."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import chain
+from types import MappingProxyType
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -56,7 +58,7 @@ class Step:
     """Entries of one map to write, or keys to remove. Never both. `retired`: nothing led to these keys any more."""
 
     map: str
-    puts: tuple[tuple[bytes, bytes], ...] = ()
+    puts: Mapping[bytes, bytes] = field(default_factory=dict)
     deletes: tuple[bytes, ...] = ()
     retired: bool = False
 
@@ -64,21 +66,23 @@ class Step:
 class Table(Mapping[bytes, bytes]):
     """One map: what it should hold, and as a mapping what it does hold.
 
-    Nothing is kept twice: the kernel holds what is wanted, but for the keys in `differing`.
+    Nothing is kept twice. What is wanted is in `settled` where the kernel holds just that, in `new` where it holds
+    nothing, and in `changed` where it holds something else. What else it holds is in `other`, or still in `found`.
     """
 
     def __init__(self, found: Mapping[bytes, bytes]) -> None:
-        self.want: dict[bytes, bytes] = {}
-        self.differing: dict[bytes, bytes | None] = {}  # key → what the kernel holds instead (None: nothing)
+        self.settled: dict[bytes, bytes] = {}
+        self.new: dict[bytes, bytes] = {}
+        self.changed: dict[bytes, bytes] = {}  # its keys are in `other`, too
+        self.other: dict[bytes, bytes] = {}
         self.found = dict(found)  # what the kernel held at the start, of what nobody has said anything about yet
-        self.to_come = 0  # keys that are wanted and not there
-        self._held = len(self.found)
 
     def get(self, key: bytes, default: T = None) -> bytes | T:  # type: ignore[assignment]
-        value = self.differing[key] if key in self.differing else self.want.get(key)
-        if value is None and self.found:
-            value = self.found.get(key)
-        return default if value is None else value
+        for entries in (self.settled, self.other, self.found):
+            value = entries.get(key)
+            if value is not None:
+                return value
+        return default
 
     def __getitem__(self, key: bytes) -> bytes:
         value = self.get(key)
@@ -87,69 +91,108 @@ class Table(Mapping[bytes, bytes]):
         return value
 
     def __contains__(self, key: object) -> bool:
-        return isinstance(key, bytes) and self.get(key) is not None
+        return key in self.settled or key in self.other or key in self.found
 
     def __len__(self) -> int:
-        return self._held
+        return len(self.settled) + len(self.other) + len(self.found)
 
     def __iter__(self) -> Iterator[bytes]:
-        yield from self.found
-        yield from (key for key in self.want if self.differing.get(key, key) is not None)
-        yield from (key for key, there in self.differing.items() if there is not None and key not in self.want)
+        return chain(self.found, self.settled, self.other)
 
     def set(self, key: bytes, value: bytes | None) -> None:
         """Under `key` there is to be `value`, or nothing (None)."""
-        wanted = self.want.get(key)
-        if self.found and key in self.found:
-            there: bytes | None = self.found.pop(key)
-        elif key in self.differing:
-            there = self.differing[key]
+        there = self.settled.get(key)
+        if there is not None:
+            if there == value:
+                return
+            del self.settled[key]
         else:
-            there = wanted
-        if there is None:
-            self.to_come += (value is not None) - (wanted is not None)
-        if value is None:
-            self.want.pop(key, None)
+            there = self.other.pop(key, None) if self.other else None
+            if there is None and self.found:
+                there = self.found.pop(key, None)
+        if there is not None:
+            self._wants(key, there, value)
+        elif value is not None:
+            self.new[key] = value
         else:
-            self.want[key] = value
-        self._compare(key, there, value)
+            self.new.pop(key, None)
 
-    def written(self, entries: Iterable[tuple[bytes, bytes]]) -> None:
-        want, differing = self.want, self.differing
-        for key, value in entries:
-            wanted = want.get(key)
-            if (differing[key] if key in differing else wanted or self.found.get(key)) is None:
-                self._held += 1
-                self.to_come -= wanted is not None
-            if wanted == value:
-                differing.pop(key, None)
-            else:
-                differing[key] = value
-        if not differing:
-            self.differing = {}  # a dictionary keeps the room that it once had
+    def set_all(self, entries: Mapping[bytes, bytes | None]) -> None:
+        there = (self.settled, self.other, self.found)
+        if None not in entries.values() and all(held.keys().isdisjoint(entries) for held in there):
+            self.new.update(entries)  # type: ignore[arg-type]  # there is no None among them
+            return
+        for key, value in entries.items():
+            self.set(key, value)
+
+    def _wants(self, key: bytes, there: bytes, value: bytes | None) -> None:
+        """The kernel holds `there`, which is noted nowhere, and is to hold `value`."""
+        self.changed.pop(key, None)
+        if there == value:
+            self.settled[key] = there
+            return
+        self.other[key] = there
+        if value is not None:
+            self.changed[key] = value
+
+    def written(self, entries: Mapping[bytes, bytes]) -> None:
+        """The kernel holds these now."""
+        if entries == self.new:
+            # All at once, as after a start: there may be hundreds of thousands.
+            self.settled = self.settled | self.new if self.settled else self.new
+            self.new = {}
+            return
+        for key, value in entries.items():
+            wanted = self._forget(key)
+            self._wants(key, value, wanted)
 
     def removed(self, key: bytes) -> bool:
         """Whether there was such an entry."""
-        was = self.get(key) is not None
-        wanted = self.want.get(key)
-        self.found.pop(key, None)
-        self._held -= was
-        self.to_come += was and wanted is not None
-        self._compare(key, None, wanted)
+        was = key in self
+        wanted = self._forget(key)
+        if wanted is not None:
+            self.new[key] = wanted
         return was
 
-    def _compare(self, key: bytes, there: bytes | None, wanted: bytes | None) -> None:
-        if there == wanted:
-            self.differing.pop(key, None)
-        else:
-            self.differing[key] = there
+    def _forget(self, key: bytes) -> bytes | None:
+        """What is noted of the key is not, any more; returns what is wanted there."""
+        self.other.pop(key, None)
+        self.found.pop(key, None)
+        wanted = (entries.pop(key, None) for entries in (self.settled, self.new, self.changed))
+        return next((value for value in [*wanted] if value is not None), None)
 
     def adopt(self) -> list[bytes]:
         """What nobody has said anything about is not wanted."""
         unwanted = [*self.found]
-        self.differing.update(self.found)
+        self.other.update(self.found)
         self.found = {}
         return unwanted
+
+
+class Wanted(Mapping[bytes, bytes]):
+    """What a map should hold."""
+
+    def __init__(self, table: Table) -> None:
+        self._table = table
+
+    @property
+    def _parts(self) -> tuple[dict[bytes, bytes], ...]:
+        return self._table.settled, self._table.new, self._table.changed
+
+    def __getitem__(self, key: bytes) -> bytes:
+        for entries in self._parts:
+            if key in entries:
+                return entries[key]
+        raise KeyError(key)
+
+    def __contains__(self, key: object) -> bool:
+        return any(key in entries for entries in self._parts)
+
+    def __len__(self) -> int:
+        return sum(map(len, self._parts))
+
+    def __iter__(self) -> Iterator[bytes]:
+        return chain(*self._parts)
 
 
 class Tables:
@@ -171,13 +214,17 @@ class Tables:
         return self._tables[name]
 
     def wanted(self, name: str) -> Mapping[bytes, bytes]:
-        return self._tables[name].want
+        return Wanted(self._tables[name])
 
     def want(self, name: str, key: bytes, value: bytes | None) -> None:
         """Under `key` there is to be `value`, or nothing (None)."""
         if value is not None and name in self._retired:
             self._retired[name].pop(key, None)
         self._tables[name].set(key, value)
+
+    def want_all(self, name: str, entries: Mapping[bytes, bytes | None]) -> None:
+        """`want` for each of them, of a map whose entries are never retired."""
+        self._tables[name].set_all(entries)
 
     def retire(self, name: str, key: bytes) -> None:
         """Nobody wants it, and once what is wanted now has been written nothing leads to it."""
@@ -204,11 +251,11 @@ class Tables:
 
     def occupied(self, name: str) -> int:
         """Entries that are there, and those that come before any of them goes."""
-        return len(self._tables[name]) + self._tables[name].to_come
+        return len(self._tables[name]) + len(self._tables[name].new)
 
     @property
     def pending(self) -> int:
-        return sum(len(table.differing) for table in self._tables.values())
+        return sum(len(table.new) + len(table.other) for table in self._tables.values())
 
     def plan(self) -> list[Step]:
         """Steps from have to want, in the order in which they are to be done. What is retired later on waits for the
@@ -216,14 +263,12 @@ class Tables:
         self._round += 1
         steps = []
         for name, table in self._tables.items():
-            # What replaces an entry needs no room: first, as all that follows what finds none is left undone.
-            due = [key for key, there in table.differing.items() if there is not None and key in table.want]
-            due += [key for key, there in table.differing.items() if there is None and key in table.want]
-            if due:
-                steps.append(Step(name, puts=tuple((key, table.want[key]) for key in due)))
+            if table.changed or table.new:
+                # What replaces an entry needs no room: first, as all that follows what finds none is left undone.
+                steps.append(Step(name, puts=table.changed | table.new))
         for name, table in reversed(self._tables.items()):
             retired = self._retired.get(name, {})
-            unwanted = sorted(key for key in table.differing if key not in table.want)
+            unwanted = sorted(table.other.keys() - table.changed.keys())
             for is_retired in (False, True):
                 deletes = tuple(
                     key for key in unwanted if (key in retired) == is_retired and self._may_go(retired, key)
@@ -238,12 +283,16 @@ class Tables:
     def outdated(self, step: Step) -> bool:
         """Whether the kernel holds an entry that the step would still replace or remove."""
         table = self._tables[step.map]
-        return any(table.get(key, value) != value for key, value in step.puts) or any(k in table for k in step.deletes)
+        unreplaced = any(table.get(key, value) != value for key, value in step.puts.items())
+        return unreplaced or any(key in table for key in step.deletes)
 
-    def done(self, name: str, puts: Iterable[tuple[bytes, bytes]] = (), deletes: Iterable[bytes] = ()) -> None:
+    def done(
+        self, name: str, puts: Mapping[bytes, bytes] = MappingProxyType({}), deletes: Iterable[bytes] = ()
+    ) -> None:
         """The kernel holds this now. What has been wanted otherwise meanwhile, withdrawals included, is due."""
         table = self._tables[name]
-        table.written(puts)
+        if puts:
+            table.written(puts)
         for key in deletes:
             if name in self._retired:
                 self._retired[name].pop(key, None)

@@ -131,7 +131,7 @@ def _filters(route: IPRoute, index: int, hook: str, ours: set[int]) -> bool:
 
 
 def _routes() -> list[str]:
-    ours = list(asyncio.run(routes.read()).items())
+    ours = [(route.cidr, route.via) for route in asyncio.run(routes.read())]
     for index, code in routes.change([("del", cidr, via) for cidr, via in ours]).items():
         if code != errno.ESRCH:  # gone already
             raise OSError(code, f"remove the route to {ours[index][0]}: {os.strerror(code)}")

@@ -1,7 +1,6 @@
 """From records in etcd to tables: the node's whole view of the cluster. Pure."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from sys import intern
 from types import MappingProxyType
 from typing import Any
 
@@ -36,21 +35,6 @@ from tidegate.records import (
 from tidegate.records.keys import Parsed
 from tidegate.store import Operation, Put
 
-KINDS = (
-    Node,
-    Masquerade,
-    Logging,
-    NamespaceLogging,
-    NamespaceAudit,
-    Endpoint,
-    Service,
-    BackendShard,
-    PeerSet,
-    PeerShard,
-    Rules,
-    Subject,
-)
-
 
 class View:
     """Takes complete snapshots and batches; a record that cannot be understood leaves the previous one in force."""
@@ -80,24 +64,20 @@ class View:
         self._known: set[str] = set()  # keys of records that have been understood, but for those of endpoints
         self._loaded = False
         self._judged: set[int] = set()
-        self._setters: dict[type, Callable[[tuple[str, ...], Any], None]] = {
-            Node: lambda name, record: self._set_node(name[0], record),
-            Masquerade: lambda _, record: self.masquerade.set_config(record),
-            Logging: lambda _, record: self._set_logging(record),
-            NamespaceLogging: lambda name, record: self.policy.set_namespace_logging(name[0], record),
-            NamespaceAudit: lambda name, record: self.policy.set_namespace_audit(name[0], record),
-            Service: lambda name, record: self._set_service((name[0], name[1]), record),
-            PeerSet: lambda name, record: self.policy.set_set(int(name[0]), record is not None),
-            PeerShard: lambda name, record: self.policy.set_shard(int(name[0]), int(name[1]), record),
-            Subject: self._set_subject,
-        }
-        # Of these there are so many that they are kept as they lie in etcd.
-        self._keepers: dict[type, Callable[[tuple[str, ...], Any, bytes | None], None]] = {
-            Endpoint: lambda name, record, value: self._set_endpoint((intern(name[0]), name[1]), record, value),
-            BackendShard: lambda name, record, value: self._set_backends(
-                (name[0], name[1]), int(name[2]), record, value
-            ),
+        # What a record is taken by; `value` is how it lies in etcd, where so many are kept that they are kept so.
+        self._setters: dict[type, Callable[[tuple[str, ...], Any, bytes | None], None]] = {
+            Node: lambda name, record, _: self._set_node(name[0], record),
+            Masquerade: lambda _name, record, _: self.masquerade.set_config(record),
+            Logging: lambda _name, record, _: self._set_logging(record),
+            NamespaceLogging: lambda name, record, _: self.policy.set_namespace_logging(name[0], record),
+            NamespaceAudit: lambda name, record, _: self.policy.set_namespace_audit(name[0], record),
+            Endpoint: self._set_endpoint,
+            Service: lambda name, record, _: self._set_service((name[0], name[1]), record),
+            BackendShard: self._set_backends,
+            PeerSet: lambda name, record, _: self.policy.set_set(int(name[0]), record is not None),
+            PeerShard: lambda name, record, _: self.policy.set_shard(int(name[0]), int(name[1]), record),
             Rules: lambda name, _, value: self._set_rules(int(name[0]), value),
+            Subject: self._set_subject,
         }
 
     @property
@@ -105,20 +85,26 @@ class View:
         """Whether a snapshot has ever been taken."""
         return self._loaded
 
-    def snapshot(self, values: dict[str, bytes]) -> None:
-        """What is known and not in `values` is gone. `values` is emptied on the way: nothing stays there twice."""
+    def snapshot(self, values: Mapping[str, bytes]) -> None:
+        """What is known and not in `values` is gone."""
         for key in [key for key in self._all_known() if key not in values]:
             self._set(key, None)
-        # Rules first: an endpoint is looked at once, when it is known whether it can be judged.
-        prefix = self._keys.endpoints
-        endpoints = [item for item in values.items() if item[0].startswith(prefix)]
-        others = [item for item in values.items() if not item[0].startswith(prefix)]
-        values.clear()
-        for items in (others, endpoints):
-            items.reverse()
-            while items:
-                self._set(*items.pop())
-            self._judge()
+        of_endpoints, of_services = self._keys.endpoints, self._keys.of_services
+        owners: dict[tuple[str, ...], list[str]] = {}
+        # Rules first, then whole Services: each pod and each Service is looked at once, when all is known about it.
+        for key, value in values.items():
+            if key.startswith(of_services):
+                owners.setdefault(self._keys.segments(key)[1:3], []).append(key)
+            elif not key.startswith(of_endpoints):
+                self._set(key, value)
+        self._judge()
+        for owner in sorted(owners):
+            for key in owners[owner]:
+                self._set(key, values[key])
+            self.services.settle()
+        for key, value in values.items():
+            if key.startswith(of_endpoints):
+                self._set(key, value)
         self._settle()
         if not self._loaded:
             self._tables.adopt()
@@ -139,40 +125,36 @@ class View:
 
     def _all_known(self) -> Iterator[str]:
         yield from self._known | self.problems.keys()
-        yield from (self._keys.endpoint(*key) for key in self.endpoints.keys)
+        yield from (self._keys.endpoints + key for key in self.endpoints.keys)
 
     def _knows(self, key: str, parsed: Parsed) -> bool:
         """Whether the record has ever been understood. The keys of endpoints are not kept twice."""
         if parsed.kind is Endpoint:
-            return (parsed.name[0], parsed.name[1]) in self.endpoints.keys
+            return "/".join(parsed.name) in self.endpoints.keys
         return key in self._known
 
     def _set(self, key: str, value: bytes | None) -> None:
         parsed = self._keys.parse(key)
-        if parsed is None or parsed.kind not in KINDS:
+        if parsed is None or parsed.kind not in self._setters:
             return
         unread = key in self.problems and not self._knows(key, parsed)
-        self._take(key, value, parsed)
-        if unread and key not in self.problems:
+        if value is not None or self._knows(key, parsed):
+            try:
+                self._take(key, value, parsed)
+            except (RecordError, ValueError) as error:
+                self.problems[key] = str(error)
+                return
+        self.problems.pop(key, None)
+        if unread:
             self.departures.everything()
 
     def _take(self, key: str, value: bytes | None, parsed: Parsed) -> None:
-        if value is None and not self._knows(key, parsed):
-            self.problems.pop(key, None)
-            return
-        try:
-            record = decode(parsed.kind, value) if value is not None else None
-            if parsed.kind in self._keepers:
-                self._keepers[parsed.kind](parsed.name, record, value)
-            else:
-                self._setters[parsed.kind](parsed.name, record)
-        except (RecordError, ValueError) as error:
-            self.problems[key] = str(error)
-            return
-        self.problems.pop(key, None)
+        """Raises RecordError, ValueError."""
+        kind, name = parsed
+        self._setters[kind](name, decode(kind, value) if value is not None else None, value)
         if value is None:
             self._known.discard(key)
-        elif parsed.kind is not Endpoint:
+        elif kind is not Endpoint:
             self._known.add(key)
 
     def _set_service(self, key: tuple[str, str], record: Service | None) -> None:
@@ -180,14 +162,17 @@ class View:
         self.services.set_service(key, record)
         self.departures.service(key, before, record)
 
-    def _set_backends(self, key: tuple[str, str], shard: int, record: BackendShard | None, value: bytes | None) -> None:
+    def _set_backends(self, name: tuple[str, ...], record: BackendShard | None, value: bytes | None) -> None:
+        key, shard = (name[0], name[1]), int(name[2])
         before = self.services.set_shard(key, shard, record, value)
         self.departures.shard(key, before, record)
 
-    def _set_endpoint(self, key: tuple[str, str], record: Endpoint | None, value: bytes | None) -> None:
-        before = self.endpoints.set_endpoint(key, record, value)
-        self.host_ports.set_endpoint(key, record)
-        self.departures.endpoint(before, record)
+    def _set_endpoint(self, name: tuple[str, ...], record: Endpoint | None, _: bytes | None) -> None:
+        before = self.endpoints.set_endpoint("/".join(name), record)
+        if before is not None or (record is not None and record.host_ports):
+            self.host_ports.set_endpoint((name[0], name[1]), record)
+        if before is not None:
+            self.departures.endpoint(before.addresses, record.addresses if record is not None else ())
 
     def _set_logging(self, record: Logging | None) -> None:
         self.logging = record or Logging()
@@ -217,7 +202,7 @@ class View:
         """Whose rules are not those that they should be → why."""
         found = {}
         for identity, reason in self.policy.refused.items():
-            pods = ["/".join(key) for key in self.endpoints.pods_of(identity)]
+            pods = self.endpoints.pods_of(identity)
             more = f" and {len(pods) - 1} more" if len(pods) > 1 else ""
             if pods:
                 found[f"policies of {pods[0]}{more}"] = reason
@@ -227,7 +212,7 @@ class View:
             found[f"{sets} sets of peers"] = text
         return found
 
-    def _set_subject(self, name: tuple[str, ...], record: Subject | None) -> None:
+    def _set_subject(self, name: tuple[str, ...], record: Subject | None, _: bytes | None) -> None:
         self.policy.set_subject(int(name[0]), record)
         self._judged.add(int(name[0]))
 

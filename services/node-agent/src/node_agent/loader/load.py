@@ -4,6 +4,7 @@ import fcntl
 import os
 import shutil
 from collections.abc import Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -118,7 +119,7 @@ def _build(places: Places, source_dir: Path, source: Source, have: Manifest | No
         for name, found in carried.items():
             Transfer(old[name], fresh[name], found.was, _shape(name, content)).copy()
         fds = old | fresh
-        programs = {name: _kept(stack, load_program(name, content.programs[name].linked(fds))) for name in PROGRAMS}
+        programs = _load_programs(stack, content, fds)
         manifest = _manifest(places.bpffs, source, content, wanted)
         # From here on what is copied and what is in use are two maps, also if the loader dies.
         for name in carried.keys() & source.owned_by_programs:
@@ -166,6 +167,16 @@ def _find_or_compile(cache: Path, source_dir: Path, source: Source) -> tuple[Obj
         content = compile_source(source, source_dir)
         write_object(cache, source.object_key, content)
         return content, True
+
+
+def _load_programs(stack: ExitStack, content: Object, maps: Mapping[str, int]) -> dict[str, int]:
+    """Name → descriptor. The kernel verifies several at once, and takes most of a start's time for it."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        loading = {name: pool.submit(load_program, name, content.programs[name].linked(maps)) for name in PROGRAMS}
+    for each in loading.values():
+        if each.exception() is None:
+            _kept(stack, each.result())
+    return {name: each.result() for name, each in loading.items()}
 
 
 def _kept(stack: ExitStack, fd: int) -> int:
