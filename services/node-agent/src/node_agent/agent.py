@@ -172,9 +172,8 @@ class Agent:
             async for change in changes:
                 if isinstance(change, Incomplete):
                     self._complete = False
-                    self._health.not_ready(
-                        "snapshot", f"not complete in etcd yet: {self._reading.missing(change.marks)}"
-                    )
+                    missing = self._reading.missing(change.marks)
+                    self._health.not_ready("snapshot", f"not complete in etcd yet: {missing}")
                     continue
                 self._complete = True
                 if isinstance(change, Snapshot):
@@ -217,9 +216,8 @@ class Agent:
             since, self._since = self._since, None
             if self._succession.waits_for:
                 names = ", ".join(self._succession.waits_for)
-                self._health.not_ready(
-                    "programs", f"earlier ones stay until maps of another layout are filled: {names}"
-                )
+                reason = f"earlier ones stay until maps of another layout are filled: {names}"
+                self._health.not_ready("programs", reason)
             elif first:
                 await self._attach_first()
                 first = False
