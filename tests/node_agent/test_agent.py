@@ -7,8 +7,7 @@ import os
 import struct
 import subprocess
 import sys
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -116,20 +115,6 @@ class World:
     def identity(self, address: str) -> int | None:
         entry = self.loaded.maps["endpoints"].get({"addr": address})
         return entry["identity"] if entry else None
-
-
-def hold_back(world: World, agent: Agent) -> None:
-    """Lets the snapshot come when the programs have just been attached, and before anything is written."""
-    loop, finish = asyncio.get_running_loop(), agent.attachments.finish
-    world.store.put_now([Delete(key) for key in MARKS])
-
-    def between(present: Mapping[int, str]) -> list[str]:  # in the worker's thread
-        loop.call_soon_threadsafe(world.store.put_now, puts(MARKS))
-        while not agent.view.loaded:
-            time.sleep(0.001)
-        return finish(present)
-
-    agent.attachments.finish = between  # type: ignore[method-assign]
 
 
 Run = Callable[[Callable[[World], Awaitable[None]]], None]
@@ -244,10 +229,7 @@ def test_a_change_of_backends_alone_raises_no_generation(run: Run) -> None:
     run(work)
 
 
-@pytest.mark.parametrize("first", ["programs", "snapshot"])
-def test_another_agent_that_finds_all_as_it_should_be_writes_nothing(run: Run, first: str) -> None:
-    """Whether the snapshot comes before its programs are attached, or afterwards."""
-
+def test_another_agent_that_finds_all_as_it_should_be_writes_nothing(run: Run) -> None:
     async def work(world: World) -> None:
         world.store.put_now(puts({**MARKS, **RECORDS}))
         async with world.agent() as (agent, health):
@@ -255,8 +237,6 @@ def test_another_agent_that_finds_all_as_it_should_be_writes_nothing(run: Run, f
         before, generation = world.kernel(), world.generation()
         links = sorted(path.name for path in (world.loaded.bpffs / "links").iterdir())
         async with world.agent() as (agent, health):
-            if first == "programs":
-                hold_back(world, agent)
             await world.settled(agent, health)
             assert agent.written.total() == 0
             assert agent.attachments.repairs == 0
