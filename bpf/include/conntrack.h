@@ -21,6 +21,10 @@
 #define LIFETIME_OTHER_NEW 60
 #define LIFETIME_OTHER 600
 
+/* An entry that has not been used for so long does not stand against a new connection of the same ends: it may be of a
+ * client that has gone without a word. */
+#define HOLDS 300
+
 #define CONN_FIN_BOTH (CONN_FIN_ORIGINAL | CONN_FIN_REPLY)
 
 /* `live`: answered, and for TCP through the handshake. */
@@ -85,8 +89,12 @@ static bool is_alive(struct flow *flow, struct connection *connection, u64 now)
 {
 	if (connection->expires <= now)
 		return false;
-	bool over = connection->flags & CONN_RST || (connection->flags & CONN_FIN_BOTH) == CONN_FIN_BOTH;
-	return !(over && flow->opens);
+	if (!flow->opens)
+		return true;
+	u32 flags = connection->flags;
+	if (flags & CONN_RST || (flags & CONN_FIN_BOTH) == CONN_FIN_BOTH)
+		return false;
+	return connection->expires + HOLDS > now + lifetime(flow->protocol, flags, flags & CONN_LIVE);
 }
 
 /* Whether the connection has been answered, by this packet at the latest; of TCP, whether the handshake is through. */

@@ -359,6 +359,18 @@ def test_no_connection_is_opened_beside_one_that_lives(node: Loaded, first: str,
     assert node.drops() == {"TRANSLATION_CLASH": 4}
 
 
+@pytest.mark.parametrize(("silent", "action"), [(290, SHOT), (310, UNSPEC)])
+def test_a_connection_that_has_been_silent_gives_way(node: Loaded, silent: int, action: int) -> None:
+    """Its client may have gone without a word, and another one have its address."""
+    service(node)
+    out = node.open_program("from_pod")
+    handshake(node, VIP, 80)
+    ((key, value),) = node.maps["connections"].items()
+    node.maps["connections"].set(key, {**value, "expires": value["expires"] - silent})
+    beside = bytes(frame(IP(src=POD, dst=NODE), TCP(sport=4000, dport=8080, flags="S")))
+    assert run_program(out, beside)[0] == action
+
+
 def test_a_backend_of_before_that_the_client_speaks_to_by_now_is_not_taken(node: Loaded) -> None:
     """Its port has come back to the Service, while a connection of that port to the same backend lives."""
     service(node)

@@ -157,6 +157,10 @@ def test_probes_ask_where_the_service_listens_and_nobody_listens_beyond_loopback
     assert len({port for _, port in taken}) == len(taken)
 
 
+def test_all_images_have_the_tag_that_they_are_built_with(manifests: list[Manifest]) -> None:
+    assert {container["image"].partition(":")[2] for _, _, container in containers(manifests)} == {"0.1.0"}
+
+
 def test_nothing_is_privileged_and_the_sync_services_hold_nothing(manifests: list[Manifest]) -> None:
     for name, spec, container in containers(manifests):
         context = container["securityContext"]
@@ -171,9 +175,22 @@ def test_nothing_is_privileged_and_the_sync_services_hold_nothing(manifests: lis
             assert spec["securityContext"]["runAsNonRoot"]
 
 
+def test_the_visitor_alone_sees_the_machines_processes(manifests: list[Manifest]) -> None:
+    assert [name for name, spec in pods(manifests) if spec.get("hostPID")] == ["node-visitor"]
+    by_name = {container["name"]: container for _, _, container in containers(manifests)}
+    where = {name: each["value"] for name, each in named_variables(by_name, "TIDEGATE_VISITOR")}
+    assert where == {"node-agent": "/run/tidegate/visitor.sock", "visitor": "/run/tidegate/visitor.sock"}
+
+
+def named_variables(by_name: dict[str, Any], variable: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    for name, container in by_name.items():
+        yield from ((name, each) for each in container["env"] if each["name"] == variable)
+
+
 def test_agents_have_no_account_at_the_api_server(manifests: list[Manifest]) -> None:
-    [spec] = [spec for name, spec in pods(manifests) if name == "node-agent"]
-    assert not spec["automountServiceAccountToken"]
+    for name, spec in pods(manifests):
+        if name.startswith("node-"):
+            assert not spec["automountServiceAccountToken"]
     bound = {s["name"] for item in manifests if item["kind"].endswith("RoleBinding") for s in item["subjects"]}
     assert bound == {"endpoint-sync", "policy-sync"}
 

@@ -88,6 +88,7 @@ def test_all_overlays_are_taken(applied: RealApiServer) -> None:
         "deployment.apps/endpoint-sync",
         "deployment.apps/policy-sync",
         "daemonset.apps/node-agent",
+        "daemonset.apps/node-visitor",
         "daemonset.apps/etcd",
         "daemonset.apps/etcd-proxy",
         "poddisruptionbudget.policy/endpoint-sync",

@@ -12,6 +12,7 @@ from pathlib import Path
 import msgpack
 import pytest
 
+from node_agent.namespaces import open_namespaces, open_own
 from node_agent.visitor import listen, serve
 from node_agent.visits import SentVisits, Wanted, receive
 
@@ -77,6 +78,29 @@ def test_what_the_kernel_refuses_comes_back(tmp_path: Path) -> None:
         sent.end(SOCKETS)
 
 
+@pytest.mark.root
+def test_processes_that_may_not_be_looked_at_are_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As AppArmor refuses it, where the others may be looked at."""
+    real = os.open
+
+    def guarded(path: Path | str, flags: int) -> int:
+        if str(path) == f"/proc/{os.getppid()}/ns/net":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path, flags)
+
+    own = open_own()
+    refused: list[int] = []
+    try:
+        monkeypatch.setattr("node_agent.namespaces.os.open", guarded)
+        # As if it lived in another one.
+        monkeypatch.setattr("node_agent.namespaces.os.fstat", lambda _: os.stat_result((0,) * 10))
+        found = list(open_namespaces(own, [os.getppid(), os.getpid()], refused.append))
+    finally:
+        os.close(own)
+    assert refused == [os.getppid()]
+    assert len(found) == 2
+
+
 def test_nobody_is_there(tmp_path: Path) -> None:
     (tmp_path / "left").touch()
     for name, reason in (("none", "No such file"), ("left", "Connection refused")):
@@ -92,6 +116,10 @@ BAD = [
     msgpack.packb(["end", [[6, 1, "10.0.0.1", 80]]]),
     msgpack.packb(["end", [[6, 1, ADDRESS]]]),
     msgpack.packb(["end", [[6, 1, ADDRESS[4:], 80]]]),
+    msgpack.packb(["end", [[256, 1, ADDRESS, 80]]]),
+    msgpack.packb(["end", [[6, -1, ADDRESS, 80]]]),
+    msgpack.packb(["end", [[6, 1, ADDRESS, 65536]]]),
+    msgpack.packb(["end", [[6, float("inf"), ADDRESS, 80]]]),
     msgpack.packb(["end", 5]),
     msgpack.packb(["cookie_of", None]),
     msgpack.packb(["run", "sh"]),

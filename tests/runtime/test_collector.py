@@ -1,10 +1,19 @@
 """What is built to stay is out of the garbage collector's sight, and nothing else."""
 
 import gc
+from collections.abc import Iterator
 
 import pytest
 
-from tidegate.runtime.collector import building
+from tidegate.runtime import collector
+from tidegate.runtime.collector import building, settled
+
+
+@pytest.fixture(autouse=True)
+def as_before() -> Iterator[None]:
+    yield
+    gc.unfreeze()
+    gc.callbacks[:] = [each for each in gc.callbacks if each is not collector._after_collection]
 
 
 def test_what_is_built_is_not_looked_at_again() -> None:
@@ -30,3 +39,32 @@ def test_it_is_on_again_after_a_failure() -> None:
         assert gc.isenabled()
     finally:
         gc.unfreeze()
+
+
+def looked_at(what: object) -> bool:
+    return any(each is what for each in gc.get_objects())
+
+
+def test_what_outlives_a_full_collection_is_not_looked_at_again() -> None:
+    settled()
+    settled()
+    kept, young = [[0]], [[1]]
+    gc.collect(1)
+    assert looked_at(kept)
+    gc.collect()
+    assert not looked_at(kept)
+    young.append([2])
+    assert looked_at(young[-1])
+
+
+def test_now_and_then_everything_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    settled()
+    kept = [[0]]
+    gc.collect()
+    assert not looked_at(kept)
+    monkeypatch.setattr(collector, "THOROUGH", 0.0)
+    gc.collect()
+    assert looked_at(kept)
+    monkeypatch.setattr(collector, "THOROUGH", 3600.0)
+    gc.collect()
+    assert not looked_at(kept)

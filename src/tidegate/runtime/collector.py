@@ -2,8 +2,13 @@
 
 import ctypes
 import gc
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+
+THOROUGH = 3600.0  # seconds between collections that look through everything
+
+_thorough = time.monotonic()
 
 
 @contextmanager
@@ -18,7 +23,7 @@ def building() -> Iterator[None]:
     try:
         yield
     finally:
-        gc.freeze()
+        settled()
         gc.enable()
         libc = ctypes.CDLL(None)
         if hasattr(libc, "malloc_trim"):  # glibc's alone
@@ -26,5 +31,24 @@ def building() -> Iterator[None]:
 
 
 def settled() -> None:
-    """All that there is by now stays, as if it had been built so."""
+    """All that there is by now stays, as if it had been built so; and from now on, what outlives a full collection.
+
+    State that is replaced piece by piece becomes young again: without this each full collection would hold the process
+    for longer than the one before (0.4 s after ten minutes of 100 changes a second). Once in an hour everything is
+    looked through, for what has come to be garbage since.
+    """
     gc.freeze()
+    if _after_collection not in gc.callbacks:
+        gc.callbacks.append(_after_collection)
+
+
+def _after_collection(phase: str, info: Mapping[str, int]) -> None:
+    global _thorough  # there is one collector in a process
+    if phase != "stop" or info["generation"] < 2:
+        return
+    now = time.monotonic()
+    if now - _thorough < THOROUGH:
+        gc.freeze()
+    else:
+        _thorough = now
+        gc.unfreeze()  # the next one looks through all of it

@@ -121,6 +121,7 @@ class EtcdStore:
             finally:
                 if following is not None:
                     following.cancel()
+                    await asyncio.gather(following, return_exceptions=True)
         newest.sort(key=lambda entry: entry[1].mod_revision)
         return Snapshot(revision, values), History(cluster, revision, dict(newest[-TRACES:]))
 

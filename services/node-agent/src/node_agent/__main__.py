@@ -190,8 +190,10 @@ async def serve_node(common: CommonSettings, settings: NodeSettings) -> None:
         reading.begin()  # while the programs are loaded
         await _serve(common, settings, keys, reading)
     finally:
-        await reading.close()
-        await store.close()
+        try:
+            await reading.close()
+        finally:
+            await store.close()
 
 
 async def _serve(common: CommonSettings, settings: NodeSettings, keys: Keyspace, reading: Reading) -> None:

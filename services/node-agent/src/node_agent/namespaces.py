@@ -3,7 +3,7 @@
 import ctypes
 import os
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -35,10 +35,10 @@ def open_own() -> int:
     return os.open("/proc/thread-self/ns/net", os.O_RDONLY)
 
 
-def open_namespaces(own: int, pids: Iterable[int]) -> Iterator[int]:
+def open_namespaces(own: int, pids: Iterable[int], refused: Callable[[int], None] = lambda _: None) -> Iterator[int]:
     """First this one, then a descriptor for each other network namespace that one of the processes lives in.
 
-    It is closed when the next one is asked for. Raises PermissionError where others' processes may not be looked at.
+    It is closed when the next one is asked for. `refused` is told of processes that may not be looked at.
     """
     seen = {os.fstat(own).st_ino}
     yield own
@@ -50,6 +50,9 @@ def open_namespaces(own: int, pids: Iterable[int]) -> Iterator[int]:
                 continue
             fd = os.open(path, os.O_RDONLY)
         except (FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+            continue
+        except PermissionError:
+            refused(pid)
             continue
         seen.add(inode)
         try:

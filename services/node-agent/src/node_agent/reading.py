@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Collection
-from contextlib import suppress
 
 from tidegate.records import Keyspace
 from tidegate.runtime.logging import get_logger
@@ -55,6 +54,5 @@ class Reading:
     async def close(self) -> None:
         if self._first is not None:
             self._first.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._first
+            await asyncio.gather(self._first, return_exceptions=True)
         await self._changes.aclose()

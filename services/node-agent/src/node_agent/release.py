@@ -77,7 +77,8 @@ class Releaser:
         if hidden:
             self.problems = {
                 "stuck sockets": f"{hidden} processes of the pods cannot be seen; sockets of backends that are gone "
-                "may stay: run the agent in the machine's PID namespace (hostPID)"
+                "may stay: the visitor, or the agent without one, must be in the machine's PID namespace (hostPID), "
+                "and AppArmor must let it look at them"
             }
 
     async def _in_thread(self, call: Callable[[], T]) -> T:

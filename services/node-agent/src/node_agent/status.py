@@ -175,7 +175,10 @@ def routes(agent: Agent, monitor: Monitor, health: Health, node: str) -> list[we
             question = read_question(request.query)
         except ValueError as error:
             raise web.HTTPBadRequest(text=str(error)) from error
-        return web.json_response(await tracing.ask(agent, question, node))
+        try:
+            return web.json_response(await tracing.ask(agent, question, node))
+        except OSError as error:
+            raise web.HTTPServiceUnavailable(text=str(error)) from error
 
     async def stream(request: web.Request) -> web.StreamResponse:
         bits = MONITOR_DROPS * (request.query.get("drops", "1") == "1")

@@ -139,7 +139,10 @@ class Table(Mapping[bytes, bytes]):
         """The kernel holds these now."""
         if entries == self.new:
             # All at once, as after a start: there may be hundreds of thousands.
-            self.settled = self.settled | self.new if self.settled else self.new
+            if self.settled:
+                self.settled.update(self.new)
+            else:
+                self.settled = self.new
             self.new = {}
             return
         for key, value in entries.items():

@@ -1,5 +1,6 @@
 """`/services/trace` on the agent's socket: a walk through this node's maps, and what the agent knows beside."""
 
+import asyncio
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -35,12 +36,14 @@ def kernel(agent: Agent) -> Kernel:
 
 
 async def ask(agent: Agent, question: Question, node: str) -> Answer:
+    """Raises OSError where it cannot be said whose the source is."""
     maps = kernel(agent)
+    asked = question
+    if question.hook is Hook.SOCKET:
+        # Not in the worker thread: it may take a while.
+        asked = replace(question, cookie=await asyncio.to_thread(agent.visits.cookie_of, question.source))
 
     def look() -> Answer:
-        asked = question
-        if question.hook is Hook.SOCKET:
-            asked = replace(question, cookie=agent.visits.cookie_of(question.source))
         found = walk(maps, asked)
         backends = [
             {

@@ -17,7 +17,7 @@ import msgpack
 from node_agent import sockdiag
 from node_agent.namespaces import cookie_of, enter, open_namespaces, open_own, processes
 
-PATIENCE = 30.0  # seconds until an answer
+PATIENCE = 10.0  # seconds until an answer: less than an agent has to end
 LARGEST = 64 << 20  # bytes of a message
 
 
@@ -53,15 +53,16 @@ class OwnVisits:
     def end(self, sockets: Collection[Wanted]) -> tuple[frozenset[int], int]:
         pids = list(processes(self._cgroup))
         ended: set[int] = set()
+        hidden = [pid for pid in pids if not pid]
         own = open_own()
         try:
-            for namespace in open_namespaces(own, filter(None, pids)):
+            for namespace in open_namespaces(own, filter(None, pids), hidden.append):
                 enter(namespace)
                 ended.update(_end_here(sockets))
         finally:
             enter(own)
             os.close(own)
-        return frozenset(ended), pids.count(0)
+        return frozenset(ended), len(hidden)
 
     def cookie_of(self, address: bytes) -> int:
         return cookie_of(address, self._cgroup)
@@ -70,12 +71,16 @@ class OwnVisits:
 def _end_here(sockets: Collection[Wanted]) -> Iterator[int]:
     """Those that are in this thread's namespace: netlink tells of the sockets of one only."""
     by_cookie = {each.cookie: each for each in sockets}
+
+    def is_wanted(found: sockdiag.Connected) -> bool:
+        # A socket may have been connected to somebody else meanwhile.
+        asked = Wanted(found.protocol, found.cookie, found.peer, found.port)
+        return by_cookie.get(found.cookie) == asked
+
     with sockdiag.open_diag() as diag:
         for protocol in sorted({each.protocol for each in sockets}):
-            for found in list(sockdiag.connected(diag, protocol)):
-                # A socket may have been connected to somebody else meanwhile.
-                asked = Wanted(protocol, found.cookie, found.peer, found.port)
-                if by_cookie.get(found.cookie) == asked and sockdiag.destroy(diag, found):
+            for found in [*filter(is_wanted, sockdiag.connected(diag, protocol))]:
+                if sockdiag.destroy(diag, found):
                     yield found.cookie
 
 
@@ -132,8 +137,8 @@ def _answer(visits: Visits, message: bytes) -> tuple[int, Any]:
     try:
         return 0, _visit(visits, *msgpack.unpackb(message))
     except OSError as error:
-        return error.errno or errno.EIO, error.strerror or str(error)
-    except (TypeError, ValueError) as error:
+        return error.errno or errno.EIO, str(error)
+    except (TypeError, ValueError, OverflowError) as error:
         return errno.EINVAL, f"not understood: {error}"
 
 
@@ -150,8 +155,15 @@ def _visit(visits: Visits, what: Any, argument: Any) -> Any:
 def _read_wanted(items: Iterable[Any]) -> list[Wanted]:
     """Raises TypeError, ValueError."""
     return [
-        Wanted(int(protocol), int(cookie), _read_address(peer), int(port)) for protocol, cookie, peer, port in items
+        Wanted(_read_number(protocol, 8), _read_number(cookie, 64), _read_address(peer), _read_number(port, 16))
+        for protocol, cookie, peer, port in items
     ]
+
+
+def _read_number(value: Any, bits: int) -> int:
+    if not isinstance(value, int) or value < 0 or value >> bits:
+        raise ValueError(f"{value!r} is no number of {bits} bits")
+    return value
 
 
 def _read_address(value: Any) -> bytes:
