@@ -53,7 +53,7 @@ class OwnVisits:
     def end(self, sockets: Collection[Wanted]) -> tuple[frozenset[int], int]:
         pids = list(processes(self._cgroup))
         ended: set[int] = set()
-        hidden = [pid for pid in pids if not pid]
+        hidden: list[int] = [pid for pid in pids if not pid]
         own = open_own()
         try:
             for namespace in open_namespaces(own, filter(None, pids), hidden.append):
