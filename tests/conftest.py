@@ -1,12 +1,15 @@
 """What the whole suite shares: which tests can run here, and saying plainly which cannot."""
 
 import asyncio
+import gc
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+
+from tidegate.runtime.collector import after_collection
 
 if TYPE_CHECKING:
     from playground.realapi import RealApiServer
@@ -33,6 +36,14 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if not _real_api_server():
         terminalreporter.write_line(f"The tier against a real kube-apiserver was skipped: {NO_API_SERVER}.")
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_kept_from_the_collector() -> Iterator[None]:
+    """What services do about it in a process of their own, as it was for the next test."""
+    yield
+    gc.callbacks[:] = [each for each in gc.callbacks if each is not after_collection]
+    gc.unfreeze()
 
 
 @pytest.fixture

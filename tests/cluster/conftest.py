@@ -103,6 +103,7 @@ class Cluster:
 
         def seen() -> list[tuple[int, int]]:
             statuses = [self.status(node) for node in self.nodes()]
+            assert not any("error" in status for status in statuses), statuses
             return [(status["map_writes_total"], status["pending"]) for status in statuses]
 
         before: list[tuple[int, int]] = []

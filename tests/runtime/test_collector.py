@@ -1,19 +1,11 @@
 """What is built to stay is out of the garbage collector's sight, and nothing else."""
 
 import gc
-from collections.abc import Iterator
 
 import pytest
 
 from tidegate.runtime import collector
 from tidegate.runtime.collector import building, settled
-
-
-@pytest.fixture(autouse=True)
-def as_before() -> Iterator[None]:
-    yield
-    gc.unfreeze()
-    gc.callbacks[:] = [each for each in gc.callbacks if each is not collector._after_collection]
 
 
 def test_what_is_built_is_not_looked_at_again() -> None:

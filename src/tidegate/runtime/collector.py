@@ -38,11 +38,12 @@ def settled() -> None:
     looked through, for what has come to be garbage since.
     """
     gc.freeze()
-    if _after_collection not in gc.callbacks:
-        gc.callbacks.append(_after_collection)
+    if after_collection not in gc.callbacks:
+        gc.callbacks.append(after_collection)
 
 
-def _after_collection(phase: str, info: Mapping[str, int]) -> None:
+def after_collection(phase: str, info: Mapping[str, int]) -> None:
+    """One of gc.callbacks."""
     global _thorough  # there is one collector in a process
     if phase != "stop" or info["generation"] < 2:
         return

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from itertools import islice
 
 from node_agent.maps import Maps
-from node_agent.table import REACHED_FROM, Step, Tables
+from node_agent.table import ORDER, REACHED_FROM, Step, Tables
 from tidegate.runtime import metrics
 from tidegate.runtime.logging import get_logger
 
@@ -25,6 +25,8 @@ class Writer:
         self._run = run
         self.full: dict[str, str] = {}  # map → why what is wanted there is not there
         self.written: Counter[str] = Counter()  # map → entries written or removed
+        for name in ORDER:
+            WRITES.labels(name)  # told from the beginning: an agent that finds all as it should be writes nothing
 
     async def write(self) -> tuple[Sequence[Step], bool]:
         """All that is due. The steps, and whether some map has entries left that should be others, or gone."""
