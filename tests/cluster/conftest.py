@@ -98,12 +98,18 @@ class Cluster:
         entries = {self.status(node)["maps"]["backends"]["entries"] for node in self.nodes()}
         return ready and entries == {slots}
 
+    def _answers(self) -> list[dict[str, Any]]:
+        """Nothing where one of them has none; why is shown where the test fails."""
+        statuses = [self.status(node) for node in self.nodes()]
+        silent = [status["error"] for status in statuses if "error" in status]
+        sys.stderr.writelines(f"{error}\n" for error in silent)
+        return [] if silent else statuses
+
     def settle(self) -> None:
         """Waits until the agents have applied all that there was: nothing is due, and nothing more comes."""
 
         def seen() -> list[tuple[int, int]]:
-            statuses = [self.status(node) for node in self.nodes()]
-            assert not any("error" in status for status in statuses), statuses
+            statuses = until("all agents answer", self._answers)
             return [(status["map_writes_total"], status["pending"]) for status in statuses]
 
         before: list[tuple[int, int]] = []
