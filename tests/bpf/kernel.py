@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from node_agent.loader import Layout, Manifest, MapEntry
-from node_agent.namespaces import CLONE_NEWNET, enter, open_own
+from node_agent.namespaces import CLONE_NEWNET, enter, open_own, returning
 
 _LIBBPF = ctypes.CDLL("libbpf.so.1", use_errno=True)
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -222,28 +222,20 @@ _MARK_AT, _INGRESS_IFINDEX_AT, _IFINDEX_AT, _GSO_SEGS_AT, _GSO_SIZE_AT = 8, 36, 
 @contextmanager
 def entered(namespace: int) -> Iterator[None]:
     """The calling thread, and what it starts, inside the namespace. /sys stays the machine's."""
-    home = open_own()
-    enter(namespace)
-    try:
+    with returning():
+        enter(namespace)
         yield
-    finally:
-        enter(home)
-        os.close(home)
 
 
 @cache
 def _nowhere() -> int:
     """A network namespace without a way out, so that what programs find in it is the same on all machines."""
-    home = open_own()
-    _check(_LIBC.unshare(CLONE_NEWNET), "make a network namespace")
-    try:
+    with returning():
+        _check(_LIBC.unshare(CLONE_NEWNET), "make a network namespace")
         for family in ("ipv4", "ipv6"):
             # A new namespace has these from the first one.
             Path(f"/proc/sys/net/{family}/conf/all/forwarding").write_text("0")
         return open_own()
-    finally:
-        enter(home)
-        os.close(home)
 
 
 def _test_run(

@@ -112,6 +112,14 @@ def test_a_client_that_is_gone(routed: Cluster) -> None:
     no_drops(routed)
 
 
+def client_from(routed: Cluster, port: int) -> socket.socket:
+    """One of TCP, by a port that others of the client's may have, too."""
+    made = client(outside(routed))
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    made.bind((outside_address(), port))
+    return made
+
+
 def test_one_port_of_a_client_towards_the_service_and_the_node_in_turn(routed: Cluster) -> None:
     """What is addressed last is what answers."""
     node = routed.nodes[0]
@@ -123,9 +131,7 @@ def test_one_port_of_a_client_towards_the_service_and_the_node_in_turn(routed: C
             assert receive(sender) == (b"y", target)
     with Server(host(node), 8080) as listener:
         for target in ((vip(), 443), (node.address, 8080), (vip(), 443)):
-            with client(outside(routed)) as connection:
-                connection.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                connection.bind((outside_address(), 4322))
+            with client_from(routed, 4322) as connection:
                 connection.connect(target)
                 listener.accept().close()
                 assert connection.recv(1) == b""
@@ -136,14 +142,10 @@ def test_no_connection_to_the_node_beside_one_to_the_service(routed: Cluster) ->
     """By one port of the client's: on the wire both would be one."""
     node = routed.nodes[0]
     before = node.programs.counter("TRANSLATION_CLASH")
-    with Server(host(node), 8080) as listener, client(outside(routed)) as first:
-        first.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        first.bind((outside_address(), 4323))
+    with Server(host(node), 8080) as listener, client_from(routed, 4323) as first:
         first.connect((vip(), 443))
         accepted = listener.accept()
-        with client(outside(routed)) as second:
-            second.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            second.bind((outside_address(), 4323))
+        with client_from(routed, 4323) as second:
             second.settimeout(0.5)
             with pytest.raises(TimeoutError):
                 second.connect((node.address, 8080))

@@ -177,14 +177,11 @@ def test_nothing_is_privileged_and_the_sync_services_hold_nothing(manifests: lis
 
 def test_the_visitor_alone_sees_the_machines_processes(manifests: list[Manifest]) -> None:
     assert [name for name, spec in pods(manifests) if spec.get("hostPID")] == ["node-visitor"]
-    by_name = {container["name"]: container for _, _, container in containers(manifests)}
-    where = {name: each["value"] for name, each in named_variables(by_name, "TIDEGATE_VISITOR")}
+    found = (
+        (container["name"], variable) for _, _, container in containers(manifests) for variable in container["env"]
+    )
+    where = {name: variable["value"] for name, variable in found if variable["name"] == "TIDEGATE_VISITOR"}
     assert where == {"node-agent": "/run/tidegate/visitor.sock", "visitor": "/run/tidegate/visitor.sock"}
-
-
-def named_variables(by_name: dict[str, Any], variable: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    for name, container in by_name.items():
-        yield from ((name, each) for each in container["env"] if each["name"] == variable)
 
 
 def test_agents_have_no_account_at_the_api_server(manifests: list[Manifest]) -> None:

@@ -21,7 +21,7 @@ from tests.node_agent.world import KEYS, MARKS, OWN, Values, backend, backends, 
 from node_agent.maps import Maps
 from node_agent.namespaces import enter, open_namespaces, open_own, processes
 from node_agent.sockdiag import connected, open_diag
-from playground.supervisor import CAPABILITIES
+from playground.supervisor import confined
 from tidegate.records import Service, ServicePort, encode
 from tidegate.records.addresses import pack_address
 from tidegate.store import Delete
@@ -116,9 +116,8 @@ STREAM, DATAGRAM = socket.SOCK_STREAM, socket.SOCK_DGRAM
 @contextmanager
 def visitor(world: World, cgroup: Path, path: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A process of its own for the agent's visits, with the rights that it has in a cluster."""
-    rights = f"--bounding-set=-all,+{',+'.join(CAPABILITIES['visitor'])}"
     program = [sys.executable, "-m", "node_agent.visitor", f"--visitor={path}", f"--cgroup={cgroup}"]
-    process = subprocess.Popen(["setpriv", rights, "--", *program])
+    process = subprocess.Popen(confined("visitor", program))
     world.settings = replace(world.settings, visitor=path)
     try:
         yield process

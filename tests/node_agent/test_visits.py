@@ -14,7 +14,7 @@ import pytest
 
 from node_agent.namespaces import open_namespaces, open_own
 from node_agent.visitor import listen, serve
-from node_agent.visits import SentVisits, Wanted, receive
+from node_agent.visits import SentVisits, Wanted, receive, send
 
 ADDRESS = bytes(10) + b"\xff\xff" + bytes((10, 0, 0, 1))
 SOCKETS = [Wanted(6, 1 << 63, ADDRESS, 443), Wanted(17, 7, bytes(range(16)), 53)]
@@ -133,8 +133,7 @@ def test_what_is_no_question_is_refused_and_the_next_is_answered(tmp_path: Path)
         for message in BAD:
             with socket.socket(socket.AF_UNIX) as connection:
                 connection.connect(str(path))
-                connection.sendall(message)
-                connection.shutdown(socket.SHUT_WR)
+                send(connection, message)
                 code, text = msgpack.unpackb(receive(connection))
                 assert code == errno.EINVAL, message
                 assert text.startswith("not understood"), message
@@ -178,7 +177,6 @@ def ask(path: Path) -> int:
         except OSError as error:
             return error.errno or 254
         with suppress(OSError):  # the other side may have hung up at any moment
-            connection.sendall(msgpack.packb(["cookie_of", ADDRESS]))
-            connection.shutdown(socket.SHUT_WR)
+            send(connection, msgpack.packb(["cookie_of", ADDRESS]))
             return int(bool(connection.recv(1)))
         return 0

@@ -10,6 +10,8 @@ seconds from its start until its programs are in place, with what its log says o
 import asyncio
 import os
 import tempfile
+from dataclasses import replace
+from itertools import cycle, islice
 from pathlib import Path
 
 import click
@@ -27,17 +29,16 @@ from tidegate.runtime.settings import CommonSettings
 from tidegate.store.etcd import EtcdStore
 from tidegate.store.local import EtcdProcess
 
-SOURCE = "TIDEGATE_SOURCE"  # of the loader
+STARTS = 5
 
 
-def fill_connections(where: Place, count: int) -> int:
-    """As if so many connections were under way; how many the map has then."""
+def fill_connections(where: Place, count: int) -> None:
+    """As if so many more connections were under way."""
     maps, _ = opened(where.state)
     try:
         connections = maps["connections"]
         size = connections.value.size
         connections.update_all({os.urandom(connections.key.size): bytes(size) for _ in range(count)})
-        return connections.count()
     finally:
         maps.close()
 
@@ -66,18 +67,15 @@ async def measure(scale: float, connections: int, directory: Path, cache: Path =
                 await fill(store, records(population, KEYS))
             finally:
                 await store.close()
-            for version in ("this", "next", "this", "next", "this"):
-                os.environ.pop(SOURCE, None)
-                if version == "next":
-                    os.environ[SOURCE] = str(directory / "next")
-                async with started(where, etcd.unix, KEYS.cluster) as (found, _):
+            another = replace(where, before=("env", f"TIDEGATE_SOURCE={directory / 'next'}"))  # the loader's
+            for version, place in islice(cycle({"this": where, "next": another}.items()), STARTS):
+                async with started(place, etcd.unix, KEYS.cluster) as (found, _):
                     maps, _ = opened(where.state)
                     carried = maps["connections"].count()
                     maps.close()
                 click.echo(msgspec.json.encode(figures(version, found, carried)))
                 fill_connections(where, connections - carried)
         finally:
-            os.environ.pop(SOURCE, None)
             etcd.stop()
 
 

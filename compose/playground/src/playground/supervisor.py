@@ -4,7 +4,7 @@ import asyncio
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,11 +32,16 @@ log = get_logger()
 
 Say = Callable[[str], None]
 
-# All that they have, as in a cluster (compose/kubernetes/base/node-agent.yaml).
+# All that they have, as in a cluster (compose/kubernetes/base/node-*.yaml).
 CAPABILITIES = {
     "node-agent": ("bpf", "net_admin", "perfmon"),
     "visitor": ("net_admin", "sys_admin", "sys_ptrace"),
 }
+
+
+def confined(who: str, command: Sequence[str]) -> list[str]:
+    """The command, with no other capabilities than `who` has."""
+    return ["setpriv", f"--bounding-set=-all,+{',+'.join(CAPABILITIES[who])}", "--", *command]
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,8 +212,7 @@ class Supervisor:
             ]
             namespace = self._layout.node_namespace(node.name)
             for name, rights, line in ((node.name, "node-agent", command), (f"{node.name}-visitor", "visitor", visit)):
-                confined = ["setpriv", f"--bounding-set=-all,+{',+'.join(CAPABILITIES[rights])}", "--", *line]
-                group.create_task(self._keep(name, inside(namespace, cgroup / "agent", confined)))
+                group.create_task(self._keep(name, inside(namespace, cgroup / "agent", confined(rights, line))))
 
     def service_socket(self, name: str) -> Path:
         return self._layout.home / f"{name}.sock"

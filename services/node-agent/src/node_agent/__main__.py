@@ -47,6 +47,7 @@ def _default_uplinks() -> tuple[str, ...]:
 _ROOM = click.IntRange(1)
 # Whether they can be read is asked later: who is not root shall hear of that first.
 _DIRECTORY = click.Path(path_type=Path, file_okay=False, readable=False)
+_FILE = click.Path(path_type=Path, dir_okay=False, readable=False)
 
 
 @click.command(context_settings=CONTEXT_SETTINGS)
@@ -80,14 +81,14 @@ _DIRECTORY = click.Path(path_type=Path, file_okay=False, readable=False)
 @click.option("--source-ranges", type=_ROOM, default=None, help="The same.")
 @click.option(
     "--policy-log",
-    type=click.Path(path_type=Path, dir_okay=False, readable=False),
+    type=_FILE,
     default=DEFAULT_PATH,
     show_default=True,
     help="Where policy decisions go, as the NetworkLogging object says.",
 )
 @click.option(
     "--cni-config",
-    type=click.Path(path_type=Path, dir_okay=False, readable=False),
+    type=_FILE,
     default=None,
     metavar="FILE",
     help="Where the container runtime finds the configuration of ptp and host-local that the agent writes "
@@ -106,7 +107,7 @@ _DIRECTORY = click.Path(path_type=Path, file_okay=False, readable=False)
 )
 @click.option(
     "--visitor",
-    type=click.Path(path_type=Path, dir_okay=False, readable=False),
+    type=_FILE,
     default=None,
     metavar="SOCKET",
     help="Where tidegate-node-visitor listens, which enters pods' network namespaces. [default: the agent does, by "

@@ -4,7 +4,7 @@ import ctypes
 import os
 import socket
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
@@ -67,17 +67,13 @@ def cookie_of(address: bytes, cgroup: Path) -> int:
     in the cgroup; 0 where there is none to be seen. The calling thread visits them. Raises OSError.
     """
     family = socket.AF_INET if is_ipv4(address) else socket.AF_INET6
-    own = open_own()
-    try:
+    with returning() as own:
         for fd in open_namespaces(own, processes(cgroup)):
             enter(fd)
             with suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as asking:
                 asking.bind((unpack_address(address), 0))  # refused where the address is not its own
                 return int.from_bytes(asking.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8), "little")
         return 0
-    finally:
-        enter(own)
-        os.close(own)
 
 
 @cache
@@ -90,3 +86,17 @@ def enter(fd: int) -> None:
     if _libc().setns(fd, CLONE_NEWNET) != 0:
         code = ctypes.get_errno()
         raise OSError(code, f"enter a network namespace: {os.strerror(code)}")
+
+
+@contextmanager
+def returning() -> Iterator[int]:
+    """A descriptor for the network namespace that the calling thread is in, and is in again afterwards.
+
+    Raises OSError.
+    """
+    own = open_own()
+    try:
+        yield own
+    finally:
+        enter(own)
+        os.close(own)

@@ -5,7 +5,6 @@ of its own do it (`node_agent.visitor`), which can do nothing else. Blocking.
 """
 
 import errno
-import os
 import socket
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from typing import Any, Protocol
 import msgpack
 
 from node_agent import sockdiag
-from node_agent.namespaces import cookie_of, enter, open_namespaces, open_own, processes
+from node_agent.namespaces import cookie_of, enter, open_namespaces, processes, returning
 
 PATIENCE = 10.0  # seconds until an answer: less than an agent has to end
 LARGEST = 64 << 20  # bytes of a message
@@ -54,14 +53,10 @@ class OwnVisits:
         pids = list(processes(self._cgroup))
         ended: set[int] = set()
         hidden: list[int] = [pid for pid in pids if not pid]
-        own = open_own()
-        try:
+        with returning() as own:
             for namespace in open_namespaces(own, filter(None, pids), hidden.append):
                 enter(namespace)
                 ended.update(_end_here(sockets))
-        finally:
-            enter(own)
-            os.close(own)
         return frozenset(ended), len(hidden)
 
     def cookie_of(self, address: bytes) -> int:
@@ -70,12 +65,11 @@ class OwnVisits:
 
 def _end_here(sockets: Collection[Wanted]) -> Iterator[int]:
     """Those that are in this thread's namespace: netlink tells of the sockets of one only."""
-    by_cookie = {each.cookie: each for each in sockets}
+    wanted = frozenset(sockets)
 
     def is_wanted(found: sockdiag.Connected) -> bool:
         # A socket may have been connected to somebody else meanwhile.
-        asked = Wanted(found.protocol, found.cookie, found.peer, found.port)
-        return by_cookie.get(found.cookie) == asked
+        return Wanted(found.protocol, found.cookie, found.peer, found.port) in wanted
 
     with sockdiag.open_diag() as diag:
         for protocol in sorted({each.protocol for each in sockets}):
