@@ -5,7 +5,7 @@ set -eu
 
 PYTHON=${PYTHON:-/usr/bin/python3}
 VENV=${VENV:-.venv}
-PACKAGES="python3-bpfcc python3-venv linux-libc-dev libbpf1 etcd-server etcd-client iproute2 nftables iputils-ping util-linux bpftool ethtool iptables ipset gcc libc6-dev"
+PACKAGES="python3-bpfcc python3-venv linux-libc-dev libbpf1 etcd-server etcd-client iproute2 nftables iputils-ping util-linux bpftool ethtool iptables ipset strace gcc libc6-dev"
 
 say() { printf '%s\n' "$*"; }
 fail() { printf 'install: %s\n' "$*" >&2; exit 1; }

@@ -165,7 +165,7 @@ class Faulty(Cluster):
             *(f"--name=etcd-{member}", f"--data-dir={self.home / str(member)}", f"--initial-cluster={members}"),
             *(f"--listen-client-urls={client}", f"--advertise-client-urls={client}"),
             *(f"--listen-peer-urls={peer}", f"--initial-advertise-peer-urls={peer}"),
-            *("--unsafe-no-fsync", "--log-level=error", f"--quota-backend-bytes={QUOTA}"),
+            *("--log-level=error", f"--quota-backend-bytes={QUOTA}"),
         ]
         with (self.home / f"{member}.log").open("ab") as output:
             self._members[member] = subprocess.Popen(command, stdout=output, stderr=output)
@@ -256,6 +256,32 @@ class Faulty(Cluster):
                 self._members[member].send_signal(signal.SIGCONT)
 
     @contextmanager
+    def disks(self, what: str, *members: int) -> Iterator[None]:
+        """What becomes of the members' calls to their disks, in the words of strace's --inject."""
+        calls = what.partition(":")[0]
+        strace = ["strace", "--follow-forks", "--quiet=all", "--output=/dev/null", f"--trace={calls}"]
+        tracing: list[subprocess.Popen[bytes]] = []
+        try:
+            for member in members:
+                attach = f"--attach={self._members[member].pid}"
+                tracing.append(subprocess.Popen([*strace, f"--inject={what}", attach]))
+            until("strace has them", lambda: all(_is_traced(self._members[member].pid) for member in members))
+            yield
+        finally:
+            for process in tracing:
+                process.terminate()
+                process.wait()
+
+    def has_ended(self, member: int) -> bool:
+        return self._members[member].poll() is not None
+
+    def start_again(self, *members: int) -> None:
+        """Members that have ended, as whoever runs them on a machine does."""
+        for member in members:
+            assert self.has_ended(member)
+            self._start_member(member)
+
+    @contextmanager
     def slow(self, stands: float, runs: float) -> Iterator[None]:
         """All members together stand still and run in turn, for so many seconds each."""
         over = threading.Event()
@@ -322,6 +348,12 @@ class Faulty(Cluster):
                 except subprocess.TimeoutExpired:
                     process.kill()
         return True
+
+
+def _is_traced(pid: int) -> bool:
+    """Whether all of the process's threads are."""
+    found = [task.read_text() for task in Path(f"/proc/{pid}/task").glob("*/status")]
+    return bool(found) and not any("TracerPid:\t0\n" in status for status in found)
 
 
 def log_on_a_full_disk(cluster: Cluster, node: str) -> None:

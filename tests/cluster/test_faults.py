@@ -142,6 +142,51 @@ def test_etcd_is_full(faulty: Faulty, traffic_script: Path, saw: Saw) -> None:
     no_packet_is_lost(seen)
 
 
+@fault("etcd's disks are slow: each sync to them takes 0.3 s longer", NEXT)
+def test_etcds_disks_are_slow(faulty: Faulty, traffic_script: Path, saw: Saw) -> None:
+    with traffic(faulty, traffic_script) as seen, faulty.disks("fdatasync:delay_enter=300000", *MEMBERS):
+        took = [milliseconds(time.monotonic(), faulty.change(change)) for change in ("service", "policy", "service")]
+    saw(counts(seen))
+    saw("slowest of three changes in force {} after", max(took))
+    no_packet_is_lost(seen)
+    everything_is_well(faulty)
+
+
+@fault("the disk of etcd's leader fails, and it ends", f"{NEXT}; etcd is whole once the member runs again")
+def test_the_disk_of_etcds_leader_fails(faulty: Faulty, traffic_script: Path, saw: Saw) -> None:
+    leader = faulty.etcd_leader()
+    with traffic(faulty, traffic_script) as seen:
+        with faulty.disks("fdatasync:error=EIO", leader):
+            took = milliseconds(time.monotonic(), faulty.change("service"))
+            until("it ends", lambda: faulty.has_ended(leader))
+        faulty.start_again(leader)
+        until("etcd is whole", faulty.is_whole)
+    saw(counts(seen))
+    saw("change in force {} after", took)
+    no_packet_is_lost(seen)
+
+
+@fault(
+    "etcd's disks have no byte left, and all members end",
+    f"{NEXT} once there is room and they run again; policies stay in force",
+)
+def test_etcds_disks_have_no_room(faulty: Faulty, traffic_script: Path, saw: Saw) -> None:
+    with traffic(faulty, traffic_script) as seen:
+        with closed(faulty):
+            with faulty.disks("pwrite64:error=ENOSPC", *MEMBERS):
+                faulty.etcdctl("put", "/filling/0", "")
+                until("all end", lambda: all(map(faulty.has_ended, MEMBERS)))
+                faulty.kubectl("delete", "netpol", "-n", "faults", "closed")  # cannot be written
+                assert faulty.denied()
+            faulty.start_again(*MEMBERS)
+            there_is_room = time.monotonic()
+            took = milliseconds(there_is_room, faulty.change("service"))
+        took = max(took, milliseconds(there_is_room, faulty.change("policy")))
+    saw(counts(seen))
+    saw("what could not be written did not come; changes in force {} after the members' start", took)
+    no_packet_is_lost(seen)
+
+
 @pytest.mark.parametrize("hours", [2, -72])
 @fault("the clocks of services and agents jump", NEXT)
 def test_clocks_jump(faulty: Faulty, traffic_script: Path, saw: Saw, hours: int) -> None:

@@ -1,7 +1,5 @@
 """What does not fit into the maps is refused whole, Service by Service."""
 
-from collections import Counter
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -179,7 +177,7 @@ def test_what_endpoint_sync_counts_covers_what_agents_write(drawn: tuple[Service
     written = {name: len(agent.kernel[name]) for name in sizes}
     assert {name: count for name, count in written.items() if count > sizes[name]} == {}
     # And what the agent itself counts is what it writes.
-    counted = agent.view.room._held.get(("default", "s"), Counter())
+    counted = agent.view.room.held(("default", "s"))
     assert {name: count for name, count in written.items() if count != counted[name]} == {}
 
 

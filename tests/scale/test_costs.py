@@ -73,7 +73,7 @@ class Loaded:
         self.host: tuple[dict[bytes, int], frozenset[bytes]] = {}, frozenset([pack_address(node.address)])
         self.view.set_host(*self.host)
         self.steps: list[Step] = []
-        self.read = calls(lambda: self.view.snapshot(self.values))
+        self.read = calls(lambda: self.view.snapshot({**self.values}))
         self.written = calls(self.write)
         self.first = self.steps
 
@@ -125,7 +125,7 @@ def test_each_record_is_decoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("view", "services"):
         monkeypatch.setattr(f"node_agent.{module}.decode", counting)
     view = View(population.node(OWN).name, KEYS, Tables({name: {} for name in ORDER}), Entries(MAPS))
-    view.snapshot(values)
+    view.snapshot({**values})
     assert decoded["backends"] == sum("/backends/" in key for key in values) > population.service_count / 2
     assert decoded["endpoint"] == population.pod_count
     assert decoded["service"] == population.service_count

@@ -1,10 +1,11 @@
 """Python's cyclic garbage collector, where much is built that stays."""
 
-import ctypes
 import gc
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+
+from tidegate.runtime.memory import give_back
 
 THOROUGH = 3600.0  # seconds between collections that look through everything
 
@@ -25,9 +26,7 @@ def building() -> Iterator[None]:
     finally:
         settled()
         gc.enable()
-        libc = ctypes.CDLL(None)
-        if hasattr(libc, "malloc_trim"):  # glibc's alone
-            libc.malloc_trim(0)
+        give_back()
 
 
 def settled() -> None:

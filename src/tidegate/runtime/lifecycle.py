@@ -9,6 +9,7 @@ from typing import NoReturn
 
 from tidegate.runtime.errors import SettingsError
 from tidegate.runtime.logging import configure, get_logger
+from tidegate.runtime.memory import one_heap
 from tidegate.runtime.settings import CommonSettings
 
 log = get_logger()
@@ -107,4 +108,5 @@ def run(main: Main, settings: CommonSettings | None = None, service: str = "tide
     """
     settings = settings or CommonSettings()
     configure(settings.log_level, settings.log_format, service)
+    one_heap()
     raise SystemExit(asyncio.run(supervise(main)))

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, nullcontext, suppress
 from typing import TypeVar
 
-from node_agent.attach import Attachments, Devices
+from node_agent.attach import Attachments, Devices, Judged
 from node_agent.cni import CniConfiguration
 from node_agent.entries import NO_DEVICE, Entries
 from node_agent.grace import wait_for_programs
@@ -87,6 +87,8 @@ class Agent:
         self._ports: dict[str, str] = {}
         self._devices = Devices(settings.pod_interfaces, settings.uplinks)
         self._refused: dict[int, str] = {}
+        self._seen = -1, 0  # HostWatch.told, and devices with programs, when all of them had been looked at
+        self._judged = -1, Judged()  # HostWatch.told, and what follows
         self._complete = False
         self.maps: Maps
         self._entries: Entries
@@ -262,6 +264,9 @@ class Agent:
 
     async def _attach_devices(self) -> None:
         """Programs on every pod device and uplink, also on those of pods that nobody has told us about yet."""
+        told = self._watch.told
+        if self._seen == (told, len(self.attachments.devices)) and not self._refused:
+            return
         devices = dict(self._watch.host.devices)
         self.attachments.forget_absent(devices)
         for index, name in devices.items():
@@ -275,6 +280,7 @@ class Agent:
             self._health.not_ready("programs", "; ".join(reasons))
         else:
             self._health.ready("programs")
+        self._seen = told, len(self.attachments.devices)
 
     async def _attach_device(self, index: int, name: str, programs: Mapping[str, str]) -> None:
         try:
@@ -287,11 +293,10 @@ class Agent:
         self._refused.pop(index, None)
 
     def _want_host(self) -> None:
-        host = self._watch.host
-        uplinks = [index for index, name in host.devices.items() if name in self._settings.uplinks]
-        pods = {a: i for a, i in host.pods.items() if self._devices.programs(host.devices.get(i, "")) is not None}
-        pods = {a: i for a, i in pods.items() if i not in uplinks}
-        self.view.set_host(pods, host.addresses)
+        if self._judged[0] != self._watch.told:
+            self._judged = self._watch.told, self._devices.judged(self._watch.host)
+        uplinks, pods, addresses = self._judged[1]
+        self.view.set_host(pods, addresses)
         entries = self._entries
         own, masquerading = self.view.endpoints.own_addresses, self.view.masquerade.enabled
         present = dict(entries.device(index, *own, masquerading) for index in (NO_DEVICE, *uplinks))

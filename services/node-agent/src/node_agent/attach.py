@@ -5,12 +5,15 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from node_agent import filters, links
 from node_agent.loader import Manifest, prune
+from node_agent.netlink import Host
 from tidegate.runtime.logging import get_logger
 
 log = get_logger()
@@ -30,6 +33,14 @@ ALL_PROTOCOLS = 3  # ETH_P_ALL
 _DIRECT_ACTION = 1  # TCA_BPF_FLAG_ACT_DIRECT
 
 
+class Judged(NamedTuple):
+    """What of the node's network is ours to judge."""
+
+    uplinks: tuple[int, ...] = ()  # ifindex
+    pods: Mapping[bytes, int] = MappingProxyType({})  # address → ifindex of its device
+    addresses: frozenset[bytes] = frozenset()  # the node's own
+
+
 @dataclass(frozen=True, slots=True)
 class Devices:
     """Which devices of the node are ours to judge."""
@@ -42,6 +53,12 @@ class Devices:
         if name in self.uplinks:
             return UPLINK_PROGRAMS
         return POD_PROGRAMS if fnmatch.fnmatch(name, self.pod_pattern) else None
+
+    def judged(self, host: Host) -> Judged:
+        uplinks = tuple(index for index, name in host.devices.items() if name in self.uplinks)
+        ours = {index for index, name in host.devices.items() if self.programs(name) is not None}.difference(uplinks)
+        pods = {address: index for address, index in host.pods.items() if index in ours}
+        return Judged(uplinks, pods, host.addresses)
 
 
 class Attachments:

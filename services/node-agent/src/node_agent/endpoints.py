@@ -14,13 +14,16 @@ from tidegate.records.addresses import is_ipv4
 
 Key = str  # namespace/name of a pod
 
+UID = (1 << 30) - 1
+
 
 class Group(msgspec.Struct, gc=False):
     """The pods whose records name the identity."""
 
     identity: int
-    pods: dict[Key, None]
     entry: bytes  # of a pod elsewhere that is judged by it
+    pods: dict[Key, None]  # those to whom its rules matter: of this node, or not judged by it yet
+    count: int = 0  # of all
 
 
 class Pod(msgspec.Struct, gc=False):
@@ -31,7 +34,7 @@ class Pod(msgspec.Struct, gc=False):
     node: str
     workload_kind: str
     workload_name: str
-    uid: int  # a hash of it: it is compared with that of the next record of the name
+    uid: int  # a hash of it, of 30 bits: it is compared with that of the next record of the name
     packed: bytes  # its addresses, one behind the other: where it is one, the very key of the map
 
     @property
@@ -81,7 +84,7 @@ class EndpointView:
             if before is not None:
                 self._remove(key, before)
             return before
-        uid, packed, judged = hash(record.uid), b"".join(record.addresses), None
+        uid, packed, judged = hash(record.uid) & UID, b"".join(record.addresses), None
         if before is not None:
             if before.uid == uid:  # another pod of that name is a new one
                 judged = self._identity(key, before)
@@ -89,10 +92,10 @@ class EndpointView:
         group = self._groups.get(record.identity)
         if group is None:
             entry = self._entries.pod(record.identity, 0)
-            group = self._groups[record.identity] = Group(record.identity, {}, entry)
+            group = self._groups[record.identity] = Group(record.identity, entry, {})
         kind, name = intern(record.workload_kind), intern(record.workload_name)
         pod = self._pods[key] = Pod(group, intern(record.node), kind, name, uid, packed)
-        group.pods[key] = None
+        group.count += 1
         if record.node == self._own:
             self._ours[key] = record
         for address in record.addresses:
@@ -134,8 +137,9 @@ class EndpointView:
     def _unindex(self, key: Key, pod: Pod, packed: bytes) -> None:
         """`packed`: the addresses that it has from now on."""
         self._ours.pop(key, None)
-        del pod.group.pods[key]
-        if not pod.group.pods:
+        pod.group.pods.pop(key, None)
+        pod.group.count -= 1
+        if not pod.group.count:
             del self._groups[pod.group.identity]
             self._policy.refused.pop(pod.group.identity, None)
         if pod.packed == packed:
@@ -168,6 +172,10 @@ class EndpointView:
         local, identity = key in self._ours, pod.group.identity
         if self._policy.admit(identity, _namespace(key)) if local else self._policy.judged(identity):
             self._judged.pop(key, None)
+        if local or key in self._judged:
+            pod.group.pods[key] = None
+        else:
+            pod.group.pods.pop(key, None)
         if local or key in self._held:
             self._hold(key, self._identity(key, pod) if local else None)
         for address in pod.addresses:
@@ -177,7 +185,7 @@ class EndpointView:
     def judged(self, identity: int) -> None:
         """The rules of the identity may stand now."""
         group = self._groups.get(identity)
-        for key in group.pods if group is not None else ():
+        for key in [*group.pods] if group is not None else ():
             self._refresh(key, self._pods[key])
 
     def _hold(self, key: Key, identity: int | None) -> None:
@@ -249,6 +257,8 @@ class EndpointView:
 
     def set_host(self, devices: Mapping[bytes, int], addresses: frozenset[bytes]) -> None:
         """The node's host routes (address → ifindex of a pod's device) and own addresses."""
+        if (devices, addresses) == (self._devices, self._addresses):
+            return
         changed = {a for a in self._devices.keys() | devices.keys() if self._devices.get(a) != devices.get(a)}
         changed |= self._addresses ^ addresses
         self._devices, self._addresses = dict(devices), addresses

@@ -57,7 +57,7 @@ class HostPortView:
         numbers = {each: known[each] if each in known else self._number(key, each) for each in wanted}
         leading = list(self._frontends(numbers, wanted))
         cost = Counter(backends=len(wanted), services=len(wanted), frontends=len(leading))
-        if not self._room.take((OWNER, *key), +cost, numbers.values()):
+        if not self._room.take((OWNER, *key), cost, numbers.values()):
             for each in numbers.keys() - known.keys():
                 self._numbering.release(numbers[each] & ~(HOST_PORT | IPV6))
             return

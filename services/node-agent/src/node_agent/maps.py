@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from functools import cache
+from itertools import islice
 from pathlib import Path
 
 from node_agent.layout import Form
@@ -86,11 +87,11 @@ class Map:
 
     def update_all(self, entries: Mapping[bytes, bytes]) -> int:
         """Writes entries in order, in batches; returns how many were written when the map turned out to be full."""
-        all_keys, all_values = list(entries), list(entries.values())
+        rest = iter(entries.items())
         for start in range(0, len(entries), BATCH):
-            part = slice(start, start + BATCH)
-            keys, values = b"".join(all_keys[part]), b"".join(all_values[part])
-            count = ctypes.c_uint32(len(all_keys[part]))
+            part = [*islice(rest, BATCH)]
+            keys, values = b"".join(key for key, _ in part), b"".join(value for _, value in part)
+            count = ctypes.c_uint32(len(part))
             options = BatchOptions(ctypes.sizeof(BatchOptions), 0, 0)
             result = libbpf().bpf_map_update_batch(self.fd, keys, values, ctypes.byref(count), ctypes.byref(options))
             if result in (-errno.E2BIG, -errno.ENOSPC, -errno.ENOMEM):

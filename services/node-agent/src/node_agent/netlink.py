@@ -59,6 +59,7 @@ class HostWatch:
 
     def __init__(self, changed: Callable[[], None]) -> None:
         self.host = Host()
+        self.told = 0  # so often has the kernel told of something: until it does again, `host` is as it was
         self._changed = changed
         self._lost: set[tuple[str, str]] = set()
         self._fallen: set[str] = set()
@@ -97,6 +98,7 @@ class HostWatch:
                     self._apply(message)
 
     def _apply(self, message: Any) -> bool:
+        self.told += 1
         kind = message.get("event")
         if kind in ("RTM_NEWLINK", "RTM_DELLINK"):
             return self._link(message, kind == "RTM_NEWLINK")

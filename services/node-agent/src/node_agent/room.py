@@ -6,7 +6,6 @@ while half of a Service has been written. (What endpoint-sync lets through fits 
 with: tidegate.records.capacity.)
 """
 
-from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 
 from node_agent.entries import Entries
@@ -17,6 +16,9 @@ Raw = dict[str, dict[bytes, bytes]]  # map → entries
 
 MAPS = ("backends", "slots", "ring", "services", "source_ranges", "frontends")
 
+Amounts = tuple[int, ...]  # entries of each of MAPS
+NOTHING: Amounts = (0,) * len(MAPS)
+
 
 class Room:
     def __init__(self, tables: Tables, entries: Entries, sizes: Mapping[str, int]) -> None:
@@ -24,38 +26,46 @@ class Room:
         self._tables = tables
         self._entries = entries
         self._sizes = {name: sizes[name] for name in MAPS if name in sizes}
-        self._held: dict[Owner, Counter[str]] = {}
+        self._held: dict[Owner, Amounts] = {}
         self._found: dict[int, list[tuple[str, bytes]]] | None = None
         self._tried = tables.removals
         self.refused: dict[Owner, str] = {}  # why
 
-    def take(self, owner: Owner, cost: Counter[str], selections: Collection[int]) -> bool:
+    def take(self, owner: Owner, cost: Mapping[str, int], selections: Collection[int]) -> bool:
         """Whether the owner can have this; then it has. Until then everything of it is to stay as it is."""
-        reason = self._lacking(owner, cost)
+        return self._take(owner, tuple(cost.get(name, 0) for name in MAPS), selections)
+
+    def take_more(self, owner: Owner, more: Mapping[str, int]) -> bool:
+        """The same for so many entries more than it has, or less."""
+        held = self._held.get(owner, NOTHING)
+        return self._take(owner, tuple(has + more.get(name, 0) for name, has in zip(MAPS, held, strict=True)), ())
+
+    def _take(self, owner: Owner, wanted: Amounts, selections: Collection[int]) -> bool:
+        reason = self._lacking(self._held.get(owner, NOTHING), wanted)
         if reason and owner not in self._held:
             # After a start: what stands in the maps for it is its own already.
-            self._held[owner] = Counter({name: len(found) for name, found in self.stored(selections).items()})
-            reason = self._lacking(owner, cost)
+            self._held[owner] = tuple(map(len, self.stored(selections).values()))
+            reason = self._lacking(self._held[owner], wanted)
         if reason:
             self.refused[owner] = reason
             return False
         self.refused.pop(owner, None)
-        self._held[owner] = cost
-        if not cost:
-            del self._held[owner]
+        if any(wanted):
+            self._held[owner] = wanted
+        else:
+            self._held.pop(owner, None)
         return True
 
-    def held(self, owner: Owner) -> Counter[str]:
+    def held(self, owner: Owner) -> dict[str, int]:
         """What it has: map → entries."""
-        return Counter(self._held.get(owner))
+        return dict(zip(MAPS, self._held.get(owner, NOTHING), strict=True))
 
-    def _lacking(self, owner: Owner, cost: Counter[str]) -> str:
-        held = self._held.get(owner, Counter())
+    def _lacking(self, held: Amounts, wanted: Amounts) -> str:
         missing = []
-        for name, size in self._sizes.items():
-            more = cost[name] - held[name]
-            if more > 0 and self._tables.occupied(name) + more > size:
-                missing.append(f"map {name}: {cost[name]} entries where it has {held[name]}, and the map holds {size}")
+        for name, has, wants in zip(MAPS, held, wanted, strict=True):
+            size = self._sizes.get(name)
+            if wants > has and size is not None and self._tables.occupied(name) + wants - has > size:
+                missing.append(f"map {name}: {wants} entries where it has {has}, and the map holds {size}")
         return "; ".join(missing)
 
     def retry(self) -> set[Owner]:

@@ -1,13 +1,16 @@
 """Selections of backends and the frontends that lead to them, as entries of maps: who wants what. Pure."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 
 from node_agent.entries import Entries
 from node_agent.frontends import Frontend
+from node_agent.loader.carry import cut
 from node_agent.ring import Address, Ring
 from node_agent.table import Tables
 
 Owner = tuple[str, ...]
+
+FEW = 8  # backends that are looked for one by one, and not in a look at all slots
 
 
 class Slots:
@@ -18,8 +21,46 @@ class Slots:
     [(0, b'c'), (2, None)]
     """
 
+    __slots__ = ("_packed", "size")
+
     def __init__(self, values: Iterable[bytes] = ()) -> None:
-        self.values = list(values)
+        self.size = 0  # of a value
+        # One behind the other, as there are as many as backends in the cluster; bytearray once changed.
+        self._packed: bytes | bytearray = b""
+        self._append(list(values))
+
+    def __len__(self) -> int:
+        return len(self._packed) // self.size if self.size else 0
+
+    @property
+    def packed(self) -> bytes:
+        return bytes(self._packed)
+
+    @property
+    def values(self) -> list[bytes]:
+        return cut(self.packed, self.size) if self._packed else []
+
+    def _append(self, values: list[bytes]) -> None:
+        if values:
+            self.size = len(values[0])
+            self._packed = b"".join(values) if not self._packed else self._changing() + b"".join(values)
+
+    def _changing(self) -> bytearray:
+        if isinstance(self._packed, bytes):
+            self._packed = bytearray(self._packed)
+        return self._packed
+
+    def find(self, values: Set[bytes]) -> list[int]:
+        """In which slots these stand, of those that do."""
+        if len(values) > FEW:
+            return [slot for slot, value in enumerate(self.values) if value in values]
+        return sorted(at // self.size for at in map(self._at, values) if at >= 0)
+
+    def _at(self, value: bytes) -> int:
+        at = self._packed.find(value)
+        while at >= 0 and at % self.size:
+            at = self._packed.find(value, at + 1)
+        return at
 
     def exchange(self, gone: set[bytes], come: set[bytes]) -> dict[int, bytes | None]:
         """Which go, of those that are there, and which others come. Changes as few slots as possible; returns what each
@@ -29,18 +70,22 @@ class Slots:
         """
         new = sorted(come)
         changed: dict[int, bytes | None] = {}
-        for slot in reversed([i for i, value in enumerate(self.values) if value in gone]):
+        for slot in reversed(self.find(gone)):
             if new:
-                self.values[slot] = changed[slot] = new.pop()
+                changed[slot] = self._put(slot, new.pop())
                 continue
-            last = self.values.pop()
-            changed[len(self.values)] = None
-            if slot < len(self.values):
-                self.values[slot] = changed[slot] = last
-        for value in new:
-            changed[len(self.values)] = value
-            self.values.append(value)
+            last = bytes(self._packed[-self.size :])
+            del self._changing()[-self.size :]
+            changed[len(self)] = None
+            if slot < len(self):
+                changed[slot] = self._put(slot, last)
+        changed.update(enumerate(new, len(self)))
+        self._append(new)
         return changed
+
+    def _put(self, slot: int, value: bytes) -> bytes:
+        self._changing()[slot * self.size : (slot + 1) * self.size] = value
+        return value
 
 
 class SelectionTable:
@@ -93,24 +138,27 @@ class SelectionTable:
     def count(self, number: int) -> int:
         """Backends of the selection."""
         slots = self._slots.get(number)
-        return len(slots.values) if slots else 0
+        return len(slots) if slots else 0
 
     def has(self, number: int, backends: set[Address]) -> int:
         """How many of these the selection has."""
-        values = {self._entries.backend(*address) for address in backends}
         slots = self._slots.get(number)
-        return len(values.intersection(slots.values)) if slots and values else 0
+        return len(slots.find({self._entries.backend(*address) for address in backends})) if slots else 0
 
     def _exchange(
         self, number: int, gone: set[bytes], come: set[bytes], dropping: bool, affinity: int, consistent: bool
     ) -> None:
         slots = self._slots[number]
+        was_empty = not len(slots)
         changed = slots.exchange(gone, come)
-        self._place(number, changed.items())
+        if was_empty and changed:
+            self._tables.want_row("backends", self._entries.service_key(number), slots.packed, slots.size)
+        else:
+            self._place(number, changed.items())
         self._find_slots(number, slots, changed, gone, affinity > 0)
-        self._turn(number, slots, changed, gone, come, consistent and len(slots.values) > 1)
+        self._turn(number, slots, changed, gone, come, consistent and len(slots) > 1)
         ring = self._rings.get(number)
-        service = self._entries.service(len(slots.values), dropping, affinity, ring.size if ring else 0)
+        service = self._entries.service(len(slots), dropping, affinity, ring.size if ring else 0)
         self._tables.want("services", self._entries.service_key(number), service)
 
     def empty(self, number: int) -> None:
@@ -120,7 +168,7 @@ class SelectionTable:
             return
         self._find_slots(number, slots, {}, set(), False)
         self._turn(number, slots, {}, set(), set(), False)
-        self._place(number, ((index, None) for index in range(len(slots.values))))
+        self._place(number, ((index, None) for index in range(len(slots))))
         self._tables.want("services", self._entries.service_key(number), None)
 
     def _find_slots(
@@ -173,8 +221,8 @@ class SelectionTable:
             self._tables.want("ring", entry[0], entry[1] if backend else None)
 
     def _place(self, number: int, placed: Iterable[tuple[int, bytes | None]]) -> None:
-        key = self._entries.backend_key
-        self._tables.want_all("backends", {key(number, index): value for index, value in placed})
+        for index, value in placed:
+            self._tables.want("backends", self._entries.backend_key(number, index), value)
 
 
 class FrontendTable:
@@ -184,7 +232,7 @@ class FrontendTable:
         self._tables = tables
         self._entries = entries
         self._wanted: dict[Owner, dict[bytes, bytes]] = {}
-        self._claims: dict[bytes, dict[Owner, bytes]] = {}
+        self._claims: dict[bytes, tuple[Owner, ...]] = {}  # frontend → who wants it, the latest last
 
     def set(self, owner: Owner, frontends: Iterable[Frontend]) -> None:
         """These are the owner's frontends now."""
@@ -192,18 +240,20 @@ class FrontendTable:
 
     def _set(self, owner: Owner, wanted: dict[bytes, bytes]) -> None:
         before = self._wanted.pop(owner, {})
+        if wanted:
+            self._wanted[owner] = wanted
+        alone = (owner,)
         for frontend in before.keys() - wanted.keys():
-            claims = self._claims[frontend]
-            del claims[owner]
-            if not claims:
+            self._claims[frontend] = tuple(each for each in self._claims[frontend] if each != owner)
+            if not self._claims[frontend]:
                 del self._claims[frontend]
             self._publish(frontend)
         for frontend, value in wanted.items():
             if before.get(frontend) != value:
-                self._claims.setdefault(frontend, {})[owner] = value
+                claims = self._claims.setdefault(frontend, alone)
+                if owner not in claims:
+                    self._claims[frontend] = (*claims, owner)
                 self._publish(frontend)
-        if wanted:
-            self._wanted[owner] = wanted
 
     def keep(self, owner: Owner, raw: dict[bytes, bytes]) -> None:
         """These entries are the owner's, as they were found in the map."""
@@ -211,7 +261,7 @@ class FrontendTable:
 
     def _publish(self, frontend: bytes) -> None:
         claims = self._claims.get(frontend)
-        self._tables.want("frontends", frontend, claims[next(reversed(claims))] if claims else None)
+        self._tables.want("frontends", frontend, self._wanted[claims[-1]][frontend] if claims else None)
 
     def _entry(self, frontend: Frontend) -> tuple[bytes, bytes]:
         key = self._entries.frontend_key(frontend.address, frontend.port, frontend.protocol)

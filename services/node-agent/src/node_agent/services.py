@@ -62,7 +62,7 @@ class ServiceView:
         self._services: dict[Key, Service] = {}
         self._shards: dict[Key, dict[int, bytes]] = {}  # as they lie in etcd: there are so many
         self._fresh: dict[tuple[Key, int], BackendShard] = {}  # those that have come since the last `settle`
-        self._numbers: dict[Key, set[int]] = {}  # selections as programmed
+        self._numbers: dict[Key, tuple[int, ...]] = {}  # selections as programmed
         self._ranges: dict[Key, set[bytes]] = {}  # as programmed
         self._health_ports: dict[Key, int] = {}
         self.health: dict[int, HealthCheck] = {}  # healthCheckNodePort → what is to be answered there
@@ -174,16 +174,18 @@ class ServiceView:
         if changed is None or not all(after is None or is_simple(after) for _, after in changed.values()):
             return False
         due = list(exchanges(service, changed))
-        cost = self._room.held(key)
+        more: Counter[str] = Counter()
         for each in due:
             before = self._selections.count(each.number)
             count = before - len(each.gone) + len(each.come)
             there = self._selections.has(each.number, each.gone), self._selections.has(each.number, each.come)
             if count < 1 or there != (len(each.gone), 0):
                 return False
-            cost += _cost_of_backends(service, count, each.outside)
-            cost -= _cost_of_backends(service, before, each.outside)
-        if not self._room.take(key, cost, ()):
+            for name, entries in _cost_of_backends(service, count, each.outside):
+                more[name] += entries
+            for name, entries in _cost_of_backends(service, before, each.outside):
+                more[name] -= entries
+        if not self._room.take_more(key, more):
             return False
         for each in due:
             self._selections.exchange(each.number, each.gone, each.come, service.affinity_seconds, each.outside)
@@ -199,7 +201,8 @@ class ServiceView:
         cost["source_ranges"] = len(set(ranges(service)))
         cost["services"] = len(wanted)
         for each in wanted:
-            cost += _cost_of_backends(service, len(each.selection.backends), each.outside)
+            for name, entries in _cost_of_backends(service, len(each.selection.backends), each.outside):
+                cost[name] += entries
         return cost
 
     def _keep(self, key: Key, service: Service | None) -> None:
@@ -227,10 +230,10 @@ class ServiceView:
             dropping = wanted.selection.refusal is Refusal.DROP
             affinity = service.affinity_seconds if service else 0
             self._selections.fill(wanted.number, backends, dropping, affinity, wanted.outside)
-        for number in self._numbers.pop(key, set()) - needed:
+        for number in {*self._numbers.pop(key, ())} - needed:
             self._selections.empty(number)
         if needed:
-            self._numbers[key] = needed
+            self._numbers[key] = tuple(needed)
 
     def wanted(self, key: Key, service: Service) -> Iterator[Wanted]:
         """The selections of all ports, each in each family of the Service."""
@@ -280,10 +283,10 @@ class ServiceView:
             self._ranges[key] = wanted
 
 
-def _cost_of_backends(service: Service, count: int, outside: bool) -> Counter[str]:
-    """What a selection of so many backends takes: map → entries."""
+def _cost_of_backends(service: Service, count: int, outside: bool) -> tuple[tuple[str, int], ...]:
+    """What a selection of so many backends takes: map, entries."""
     affine, turning = bool(service.affinity_seconds), outside and count > 1
-    return Counter({"backends": count, "slots": count * affine, "ring": count * turning})
+    return ("backends", count), ("slots", count * affine), ("ring", count * turning)
 
 
 def _is_plain(service: Service, wanted: list[Wanted]) -> bool:

@@ -1,10 +1,12 @@
 """What the agent's maps should hold, what they do hold, and the way from one to the other. Pure."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 from types import MappingProxyType
 from typing import TypeVar
+
+from node_agent.packed import Packed, places
 
 T = TypeVar("T")
 
@@ -49,6 +51,9 @@ REACHED_FROM: dict[str, frozenset[str]] = {
 POLICY = frozenset({"members", "peer_blocks", "rules", "subjects", "endpoints", "frontends"})
 
 
+# Of these there are as many as backends in the cluster; their keys are a number and a place.
+PACKED = frozenset({"backends"})
+
 # Of these, entries go when nothing leads to them any more, but for members that leave a set which is in use.
 RETIRED = ("members", "peer_blocks", "rules", "subjects")
 
@@ -70,9 +75,10 @@ class Table(Mapping[bytes, bytes]):
     nothing, and in `changed` where it holds something else. What else it holds is in `other`, or still in `found`.
     """
 
-    def __init__(self, found: Mapping[bytes, bytes]) -> None:
-        self.settled: dict[bytes, bytes] = {}
-        self.new: dict[bytes, bytes] = {}
+    def __init__(self, found: Mapping[bytes, bytes], packed: bool = False) -> None:
+        self._empty: Callable[[], dict[bytes, bytes] | Packed] = Packed if packed else dict
+        self.settled: dict[bytes, bytes] | Packed = self._empty()
+        self.new: dict[bytes, bytes] | Packed = self._empty()
         self.changed: dict[bytes, bytes] = {}  # its keys are in `other`, too
         self.other: dict[bytes, bytes] = {}
         self.found = dict(found)  # what the kernel held at the start, of what nobody has said anything about yet
@@ -117,13 +123,19 @@ class Table(Mapping[bytes, bytes]):
         else:
             self.new.pop(key, None)
 
-    def set_all(self, entries: Mapping[bytes, bytes | None]) -> None:
-        there = (self.settled, self.other, self.found)
-        if None not in entries.values() and all(held.keys().isdisjoint(entries) for held in there):
-            self.new.update(entries)  # type: ignore[arg-type]  # there is no None among them
+    def set_row(self, number: bytes, row: bytes, size: int) -> None:
+        """`set` for the places 0 … n-1 of a number, of a map that is PACKED: values of so many bytes."""
+        packed = [each for each in (self.settled, self.new) if isinstance(each, Packed)]
+        if packed and not self.other and not self.found and not any(each.has_row(number) for each in packed):
+            packed[-1].set_row(number, row, size)
             return
-        for key, value in entries.items():
-            self.set(key, value)
+        for place, start in zip(places(len(row) // size), range(0, len(row), size), strict=True):
+            self.set(number + place, row[start : start + size])
+
+    def due(self) -> Mapping[bytes, bytes]:
+        """What is to be written, as it is now. What replaces an entry needs no room: first, as all that follows what
+        finds none is left undone."""
+        return {**self.changed, **self.new} if self.changed else self.new.copy()
 
     def _wants(self, key: bytes, there: bytes, value: bytes | None) -> None:
         """The kernel holds `there`, which is noted nowhere, and is to hold `value`."""
@@ -143,7 +155,7 @@ class Table(Mapping[bytes, bytes]):
                 self.settled.update(self.new)
             else:
                 self.settled = self.new
-            self.new = {}
+            self.new = self._empty()
             return
         for key, value in entries.items():
             wanted = self._forget(key)
@@ -179,7 +191,7 @@ class Wanted(Mapping[bytes, bytes]):
         self._table = table
 
     @property
-    def _parts(self) -> tuple[dict[bytes, bytes], ...]:
+    def _parts(self) -> tuple[Mapping[bytes, bytes], ...]:
         return self._table.settled, self._table.new, self._table.changed
 
     def __getitem__(self, key: bytes) -> bytes:
@@ -207,7 +219,7 @@ class Tables:
 
     def __init__(self, have: Mapping[str, Mapping[bytes, bytes]]) -> None:
         """`have`: map → entries, as read from the kernel."""
-        self._tables = {name: Table(have.get(name, {})) for name in ORDER}
+        self._tables = {name: Table(have.get(name, {}), name in PACKED) for name in ORDER}
         self.removals = 0  # entries removed so far
         self._retired: dict[str, dict[bytes, int]] = {name: {} for name in RETIRED}  # key → round
         self._round = 0  # of plans
@@ -225,9 +237,9 @@ class Tables:
             self._retired[name].pop(key, None)
         self._tables[name].set(key, value)
 
-    def want_all(self, name: str, entries: Mapping[bytes, bytes | None]) -> None:
-        """`want` for each of them, of a map whose entries are never retired."""
-        self._tables[name].set_all(entries)
+    def want_row(self, name: str, number: bytes, row: bytes, size: int) -> None:
+        """`want` for the places 0 … n-1 of a number, of a map that is PACKED: values of so many bytes."""
+        self._tables[name].set_row(number, row, size)
 
     def retire(self, name: str, key: bytes) -> None:
         """Nobody wants it, and once what is wanted now has been written nothing leads to it."""
@@ -266,10 +278,11 @@ class Tables:
         self._round += 1
         steps = []
         for name, table in self._tables.items():
-            if table.changed or table.new:
-                # What replaces an entry needs no room: first, as all that follows what finds none is left undone.
-                steps.append(Step(name, puts=table.changed | table.new))
+            if puts := table.due():
+                steps.append(Step(name, puts=puts))
         for name, table in reversed(self._tables.items()):
+            if not table.other:
+                continue
             retired = self._retired.get(name, {})
             unwanted = sorted(table.other.keys() - table.changed.keys())
             for is_retired in (False, True):

@@ -1,6 +1,7 @@
 """From records in etcd to tables: the node's whole view of the cluster. Pure."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from sys import intern
 from types import MappingProxyType
 from typing import Any
 
@@ -72,7 +73,7 @@ class View:
             NamespaceLogging: lambda name, record, _: self.policy.set_namespace_logging(name[0], record),
             NamespaceAudit: lambda name, record, _: self.policy.set_namespace_audit(name[0], record),
             Endpoint: self._set_endpoint,
-            Service: lambda name, record, _: self._set_service((name[0], name[1]), record),
+            Service: lambda name, record, _: self._set_service((intern(name[0]), intern(name[1])), record),
             BackendShard: self._set_backends,
             PeerSet: lambda name, record, _: self.policy.set_set(int(name[0]), record is not None),
             PeerShard: lambda name, record, _: self.policy.set_shard(int(name[0]), int(name[1]), record),
@@ -85,26 +86,29 @@ class View:
         """Whether a snapshot has ever been taken."""
         return self._loaded
 
-    def snapshot(self, values: Mapping[str, bytes]) -> None:
-        """What is known and not in `values` is gone."""
+    def snapshot(self, values: dict[str, bytes]) -> None:
+        """What is known and not in `values` is gone. Empties `values`: what has been taken makes room for what is kept
+        of it."""
         for key in [key for key in self._all_known() if key not in values]:
             self._set(key, None)
         of_endpoints, of_services = self._keys.endpoints, self._keys.of_services
         owners: dict[tuple[str, ...], list[str]] = {}
         # Rules first, then whole Services: each pod and each Service is looked at once, when all is known about it.
-        for key, value in values.items():
+        for key in [key for key in values if not key.startswith(of_endpoints)]:
             if key.startswith(of_services):
                 owners.setdefault(self._keys.segments(key)[1:3], []).append(key)
-            elif not key.startswith(of_endpoints):
-                self._set(key, value)
+            else:
+                self._set(key, values.pop(key))
         self._judge()
         for owner in sorted(owners):
-            for key in owners[owner]:
-                self._set(key, values[key])
+            for key in owners.pop(owner):
+                self._set(key, values.pop(key))
             self.services.settle()
-        for key, value in values.items():
-            if key.startswith(of_endpoints):
-                self._set(key, value)
+        endpoints = [*values]
+        endpoints.reverse()
+        while endpoints:
+            key = endpoints.pop()
+            self._set(key, values.pop(key))
         self._settle()
         if not self._loaded:
             self._tables.adopt()
@@ -163,7 +167,7 @@ class View:
         self.departures.service(key, before, record)
 
     def _set_backends(self, name: tuple[str, ...], record: BackendShard | None, value: bytes | None) -> None:
-        key, shard = (name[0], name[1]), int(name[2])
+        key, shard = (intern(name[0]), intern(name[1])), int(name[2])
         before = self.services.set_shard(key, shard, record, value)
         self.departures.shard(key, before, record)
 
