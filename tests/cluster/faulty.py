@@ -265,7 +265,7 @@ class Faulty(Cluster):
             for member in members:
                 attach = f"--attach={self._members[member].pid}"
                 tracing.append(subprocess.Popen([*strace, f"--inject={what}", attach]))
-            until("strace has them", lambda: all(_is_traced(self._members[member].pid) for member in members))
+            until("strace has them", lambda: all(self.has_ended(each) or self._is_traced(each) for each in members))
             yield
         finally:
             for process in tracing:
@@ -274,6 +274,14 @@ class Faulty(Cluster):
 
     def has_ended(self, member: int) -> bool:
         return self._members[member].poll() is not None
+
+    def _is_traced(self, member: int) -> bool:
+        """Whether all of its threads are."""
+        try:
+            tasks = Path(f"/proc/{self._members[member].pid}/task").glob("*/status")
+            return not any("TracerPid:\t0\n" in task.read_text() for task in tasks)
+        except OSError:  # a thread that has just ended
+            return False
 
     def start_again(self, *members: int) -> None:
         """Members that have ended, as whoever runs them on a machine does."""
@@ -348,12 +356,6 @@ class Faulty(Cluster):
                 except subprocess.TimeoutExpired:
                     process.kill()
         return True
-
-
-def _is_traced(pid: int) -> bool:
-    """Whether all of the process's threads are."""
-    found = [task.read_text() for task in Path(f"/proc/{pid}/task").glob("*/status")]
-    return bool(found) and not any("TracerPid:\t0\n" in status for status in found)
 
 
 def log_on_a_full_disk(cluster: Cluster, node: str) -> None:

@@ -216,6 +216,7 @@ def test_the_last_pod_of_an_identity_takes_its_entries_along(agent: Agent) -> No
     steps = agent.remove(pod_key("b"))
     assert [step.map for step in steps] == ["endpoints", "subjects", "rules", "members"]
     assert not any(agent.kernel.values())
+    assert not agent.view.endpoints._groups
 
 
 def test_a_pod_that_moves_to_another_node_takes_its_entries_along(agent: Agent) -> None:
@@ -391,6 +392,11 @@ def test_an_address_falls_back_to_the_pod_that_still_claims_it(agent: Agent) -> 
     agent.change(pod("second", DB, IP))
     agent.remove(pod_key("second"))
     assert agent.rows("endpoints") == {IP: open_pod(WEB)}
+
+
+def test_of_two_that_claim_an_address_in_a_snapshot_the_later_key_has_it(agent: Agent) -> None:
+    agent.snapshot({**judged(WEB), **judged(DB), **pod("a", WEB, IP), **pod("b", DB, IP)})
+    assert agent.rows("endpoints")[IP] == open_pod(DB)
 
 
 def test_an_older_claim_does_not_take_an_address_back(agent: Agent) -> None:

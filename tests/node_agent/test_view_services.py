@@ -14,6 +14,7 @@ from tests.node_agent.world import (
 )
 
 from tidegate.records import Service, decode, encode
+from tidegate.store import Put
 
 IP, OTHER_IP = "10.0.1.5", "10.0.2.5"
 
@@ -130,6 +131,22 @@ def test_backends_that_are_not_ready(agent: Agent) -> None:
     assert set(slots(agent).values()) == {OTHER_IP}
     agent.change(backends("shop", 0, backend("10.0.2.9", ready=False, serving=False)))
     assert slots(agent) == {}
+
+
+def test_a_backend_that_stands_in_two_slots_is_one_after_a_restart(agent: Agent) -> None:
+    """The agent was killed when the last one had been put into the place of the first, and its own had not gone yet."""
+    records, ips = service("shop", "10.96.0.1", http=80), ["10.0.2.1", "10.0.2.2", "10.0.2.3"]
+    agent.change({**records, **shop(*ips)})
+    agent.view.batch([Put(key, value) for key, value in shop(*ips[1:]).items()])
+    for step in agent.tables.plan():
+        if step.puts:
+            agent.carry_out(step)
+    assert {slot: row["addr"] for (_, slot), row in agent.rows("backends").items()} == {0: ips[2], 1: ips[1], 2: ips[2]}
+    again = agent.restarted()
+    again.snapshot({**records, **shop(*ips[1:])})
+    assert slots(again) == {0: ips[2], 1: ips[1]}
+    again.change(shop(ips[1]))
+    assert slots(again) == {0: ips[1]}
 
 
 def test_slots_stay_where_they_are_over_a_restart(agent: Agent) -> None:

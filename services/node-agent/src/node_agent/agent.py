@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, nullcontext, suppress
 from typing import TypeVar
 
-from node_agent.attach import Attachments, Devices, Judged
+from node_agent.attach import Attachments, Devices, Ours
 from node_agent.cni import CniConfiguration
 from node_agent.entries import NO_DEVICE, Entries
 from node_agent.grace import wait_for_programs
@@ -87,8 +87,8 @@ class Agent:
         self._ports: dict[str, str] = {}
         self._devices = Devices(settings.pod_interfaces, settings.uplinks)
         self._refused: dict[int, str] = {}
-        self._seen = -1, 0  # HostWatch.told, and devices with programs, when all of them had been looked at
-        self._judged = -1, Judged()  # HostWatch.told, and what follows
+        self._looked = -1  # HostWatch.told, when devices were looked at last
+        self._ours = -1, Ours()  # HostWatch.told, and what follows
         self._complete = False
         self.maps: Maps
         self._entries: Entries
@@ -197,6 +197,7 @@ class Agent:
             self.cni.look_again()
             if not self._succession.waits_for:
                 self.attachments.devices.clear()
+                self._looked = -1
                 await self.in_worker(self.attachments.attach_cgroup)
             await self.in_worker(self._set_ports)
             self.changed()
@@ -264,9 +265,9 @@ class Agent:
 
     async def _attach_devices(self) -> None:
         """Programs on every pod device and uplink, also on those of pods that nobody has told us about yet."""
-        told = self._watch.told
-        if self._seen == (told, len(self.attachments.devices)) and not self._refused:
+        if self._looked == self._watch.told and not self._refused:
             return
+        self._looked = self._watch.told  # before the look: what comes meanwhile is a matter of the next one
         devices = dict(self._watch.host.devices)
         self.attachments.forget_absent(devices)
         for index, name in devices.items():
@@ -280,7 +281,6 @@ class Agent:
             self._health.not_ready("programs", "; ".join(reasons))
         else:
             self._health.ready("programs")
-        self._seen = told, len(self.attachments.devices)
 
     async def _attach_device(self, index: int, name: str, programs: Mapping[str, str]) -> None:
         try:
@@ -293,9 +293,9 @@ class Agent:
         self._refused.pop(index, None)
 
     def _want_host(self) -> None:
-        if self._judged[0] != self._watch.told:
-            self._judged = self._watch.told, self._devices.judged(self._watch.host)
-        uplinks, pods, addresses = self._judged[1]
+        if self._ours[0] != self._watch.told:
+            self._ours = self._watch.told, self._devices.ours(self._watch.host)
+        uplinks, pods, addresses = self._ours[1]
         self.view.set_host(pods, addresses)
         entries = self._entries
         own, masquerading = self.view.endpoints.own_addresses, self.view.masquerade.enabled

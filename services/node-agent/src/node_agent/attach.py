@@ -33,8 +33,8 @@ ALL_PROTOCOLS = 3  # ETH_P_ALL
 _DIRECT_ACTION = 1  # TCA_BPF_FLAG_ACT_DIRECT
 
 
-class Judged(NamedTuple):
-    """What of the node's network is ours to judge."""
+class Ours(NamedTuple):
+    """What of the node's network matters to us."""
 
     uplinks: tuple[int, ...] = ()  # ifindex
     pods: Mapping[bytes, int] = MappingProxyType({})  # address → ifindex of its device
@@ -54,11 +54,11 @@ class Devices:
             return UPLINK_PROGRAMS
         return POD_PROGRAMS if fnmatch.fnmatch(name, self.pod_pattern) else None
 
-    def judged(self, host: Host) -> Judged:
+    def ours(self, host: Host) -> Ours:
         uplinks = tuple(index for index, name in host.devices.items() if name in self.uplinks)
-        ours = {index for index, name in host.devices.items() if self.programs(name) is not None}.difference(uplinks)
-        pods = {address: index for address, index in host.pods.items() if index in ours}
-        return Judged(uplinks, pods, host.addresses)
+        judged = {index for index, name in host.devices.items() if self.programs(name) is not None}.difference(uplinks)
+        pods = {address: index for address, index in host.pods.items() if index in judged}
+        return Ours(uplinks, pods, host.addresses)
 
 
 class Attachments:

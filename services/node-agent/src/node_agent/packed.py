@@ -9,9 +9,13 @@ _PLACES: list[bytes] = []  # place → as it stands in keys
 
 
 def places(count: int) -> list[bytes]:
-    """The second halves of the keys of the places 0 … count-1."""
-    _PLACES.extend(_PLACE.pack(place) for place in range(len(_PLACES), count))
-    return _PLACES[:count]
+    """The second halves of the keys of the places 0, 1, …: of so many, at least."""
+    global _PLACES
+    known = _PLACES
+    if len(known) < count:
+        # A new list, never one that grows: another thread may be at it.
+        known = _PLACES = [_PLACE.pack(place) for place in range(max(count, 2 * len(known)))]
+    return known
 
 
 class Packed(MutableMapping[bytes, bytes]):
@@ -28,33 +32,33 @@ class Packed(MutableMapping[bytes, bytes]):
     """
 
     def __init__(self) -> None:
-        self._rows: dict[bytes, bytes | bytearray] = {}  # first half of the keys → values; bytearray once changed
-        self._gaps: set[bytes] = set()  # keys within a row under which there is nothing
-        self._rest: dict[bytes, bytes] = {}
+        self.rows: dict[bytes, bytes | bytearray] = {}  # first half of the keys → values; bytearray once changed
+        self.gaps: set[bytes] = set()  # keys within a row under which there is nothing
+        self.rest: dict[bytes, bytes] = {}
         self._size = 0  # of a value
         self._count = 0
 
     def copy(self) -> "Packed":
         copied = Packed()
-        copied._rows = {number: bytes(row) for number, row in self._rows.items()}
-        copied._gaps, copied._rest = self._gaps.copy(), self._rest.copy()
+        copied.rows = {number: bytes(row) for number, row in self.rows.items()}
+        copied.gaps, copied.rest = self.gaps.copy(), self.rest.copy()
         copied._size, copied._count = self._size, self._count
         return copied
 
     def _start(self, key: bytes) -> int | None:
         """Where in its row the entry stands; None: it is in none."""
-        row = self._rows.get(key[:4])
+        row = self.rows.get(key[:4])
         if row is None or len(key) != _KEY:
             return None
         start: int = _PLACE.unpack_from(key, 4)[0] * self._size
-        return start if start < len(row) and key not in self._gaps else None
+        return start if start < len(row) and key not in self.gaps else None
 
     def __getitem__(self, key: bytes) -> bytes:
         start = self._start(key)
-        return self._rest[key] if start is None else bytes(self._rows[key[:4]][start : start + self._size])
+        return self.rest[key] if start is None else bytes(self.rows[key[:4]][start : start + self._size])
 
     def __contains__(self, key: object) -> bool:
-        return isinstance(key, bytes) and (self._start(key) is not None or key in self._rest)
+        return isinstance(key, bytes) and (self._start(key) is not None or key in self.rest)
 
     def __len__(self) -> int:
         return self._count
@@ -63,26 +67,17 @@ class Packed(MutableMapping[bytes, bytes]):
         return (key for key, _ in self.pairs())
 
     def pairs(self) -> Iterator[tuple[bytes, bytes]]:
-        """What items() gives."""
+        """What items() gives, without a look for each of the values."""
         size = self._size
-        for number, row in self._rows.items():
+        for number, row in self.rows.items():
             values = bytes(row)
-            for start, place in zip(range(0, len(row), size), places(len(row) // size), strict=True):
-                if number + place not in self._gaps:
+            for start, place in zip(range(0, len(row), size), places(len(row) // size), strict=False):
+                if number + place not in self.gaps:
                     yield number + place, values[start : start + size]
-        yield from self._rest.items()
+        yield from self.rest.items()
 
     def items(self) -> "_Items":
         return _Items(self)
-
-    def __eq__(self, other: object) -> bool:
-        return (isinstance(other, Packed) and self._parts == other._parts) or super().__eq__(other)
-
-    @property
-    def _parts(self) -> tuple[object, ...]:
-        return self._rows, self._gaps, self._rest
-
-    __hash__ = None  # type: ignore[assignment]
 
     def __setitem__(self, key: bytes, value: bytes) -> None:
         start = self._start(key)
@@ -92,7 +87,7 @@ class Packed(MutableMapping[bytes, bytes]):
         self.pop(key, None)
         self._count += 1
         if not self._enter(key, value):
-            self._rest[key] = value
+            self.rest[key] = value
 
     def _enter(self, key: bytes, value: bytes) -> bool:
         """Puts what is nowhere into its row, if it fits there."""
@@ -100,42 +95,66 @@ class Packed(MutableMapping[bytes, bytes]):
         if len(key) != _KEY or len(value) != size or not size:
             return False
         start = _PLACE.unpack_from(key, 4)[0] * size
-        if start > len(self._rows.get(key[:4], b"")):
+        if start > len(self.rows.get(key[:4], b"")):
             return False
-        self._gaps.discard(key)
-        self._changing(key[:4])[start : start + size] = value
+        self.gaps.discard(key)
+        row = self._changing(key[:4])
+        row[start : start + size] = value
+        while self.rest and len(following := self.rest.get(self._end(key[:4]), b"")) == size:
+            del self.rest[self._end(key[:4])]
+            row += following
         return True
 
+    def _end(self, number: bytes) -> bytes:
+        """The key of the first place behind the row."""
+        return number + _PLACE.pack(len(self.rows[number]) // self._size)
+
     def _changing(self, number: bytes) -> bytearray:
-        row = self._rows.get(number, b"")
+        row = self.rows.get(number, b"")
         if isinstance(row, bytes):
-            row = self._rows[number] = bytearray(row)
+            row = self.rows[number] = bytearray(row)
         return row
 
     def __delitem__(self, key: bytes) -> None:
         if self._start(key) is None:
-            del self._rest[key]
+            del self.rest[key]
             self._count -= 1
             return
         self._count -= 1
-        self._gaps.add(key)
+        self.gaps.add(key)
         number, size = key[:4], self._size
         row = self._changing(number)
-        while row and (last := number + _PLACE.pack(len(row) // size - 1)) in self._gaps:
-            self._gaps.discard(last)
+        while row and (last := number + _PLACE.pack(len(row) // size - 1)) in self.gaps:
+            self.gaps.discard(last)
             del row[-size:]
         if not row:
-            del self._rows[number]
+            del self.rows[number]
 
     def has_row(self, number: bytes) -> bool:
         """Whether there may be entries of the number."""
-        return number in self._rows or bool(self._rest)
+        return number in self.rows or any(key.startswith(number) for key in self.rest)
 
     def set_row(self, number: bytes, row: bytes, size: int) -> None:
         """Of a number that has no row: all of it at once, values of so many bytes. The very object is held."""
         self._size = size
-        self._rows[number] = row
+        self.rows[number] = row
         self._count += len(row) // size
+
+    def hand_over(self, entries: "Packed", to: "Packed") -> "Packed":
+        """Rows that stand here as they do among `entries` go to `to`, where nothing is known of their number. Returns
+        what of `entries` remains."""
+        left = entries.copy()
+        gapped = {key[:4] for key in (*self.gaps, *entries.gaps)}
+        for number, row in entries.rows.items():
+            if self.rows.get(number) == row and number not in gapped and not to.has_row(number):
+                to.set_row(number, bytes(self.rows[number]), self._size)
+                self.drop_row(number)
+                left.drop_row(number)
+        return left
+
+    def drop_row(self, number: bytes) -> None:
+        """Of one without gaps."""
+        self._count -= len(self.rows.pop(number)) // self._size
 
 
 class _Items(ItemsView[bytes, bytes]):

@@ -1,6 +1,6 @@
 """Selections of backends and the frontends that lead to them, as entries of maps: who wants what. Pure."""
 
-from collections.abc import Iterable, Set
+from collections.abc import Iterable, Iterator, Set
 
 from node_agent.entries import Entries
 from node_agent.frontends import Frontend
@@ -43,7 +43,7 @@ class Slots:
     def _append(self, values: list[bytes]) -> None:
         if values:
             self.size = len(values[0])
-            self._packed = b"".join(values) if not self._packed else self._changing() + b"".join(values)
+            self._packed += b"".join(values)
 
     def _changing(self) -> bytearray:
         if isinstance(self._packed, bytes):
@@ -54,13 +54,14 @@ class Slots:
         """In which slots these stand, of those that do."""
         if len(values) > FEW:
             return [slot for slot, value in enumerate(self.values) if value in values]
-        return sorted(at // self.size for at in map(self._at, values) if at >= 0)
+        return sorted(slot for value in values for slot in self._places(value))
 
-    def _at(self, value: bytes) -> int:
+    def _places(self, value: bytes) -> Iterator[int]:
         at = self._packed.find(value)
-        while at >= 0 and at % self.size:
+        while at >= 0:
+            if at % self.size == 0:
+                yield at // self.size
             at = self._packed.find(value, at + 1)
-        return at
 
     def exchange(self, gone: set[bytes], come: set[bytes]) -> dict[int, bytes | None]:
         """Which go, of those that are there, and which others come. Changes as few slots as possible; returns what each
@@ -100,13 +101,14 @@ class SelectionTable:
         self._stored = self._read()
 
     def _read(self) -> dict[int, list[bytes]]:
-        """The slots that the maps hold, so that a restart moves no backend."""
+        """The slots that the maps hold, so that a restart moves no backend. One that stands in two of them, as while
+        another one's place was being filled, is wanted in the first."""
         found: dict[int, dict[int, bytes]] = {}
         for key, value in self._tables.have("backends").items():
             service, slot = self._entries.backend_slot(key)
             found.setdefault(service, {})[slot] = value
         return {
-            service: [slots[i] for i in range(len(slots))]
+            service: list(dict.fromkeys(slots[i] for i in range(len(slots))))
             for service, slots in found.items()
             if set(slots) == set(range(len(slots)))
         }
@@ -168,7 +170,7 @@ class SelectionTable:
             return
         self._find_slots(number, slots, {}, set(), False)
         self._turn(number, slots, {}, set(), set(), False)
-        self._place(number, ((index, None) for index in range(len(slots))))
+        self._place(number, ((index, None) for index in reversed(range(len(slots)))))
         self._tables.want("services", self._entries.service_key(number), None)
 
     def _find_slots(

@@ -1,6 +1,6 @@
 """What the agent's maps should hold, what they do hold, and the way from one to the other. Pure."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 from types import MappingProxyType
@@ -75,10 +75,9 @@ class Table(Mapping[bytes, bytes]):
     nothing, and in `changed` where it holds something else. What else it holds is in `other`, or still in `found`.
     """
 
-    def __init__(self, found: Mapping[bytes, bytes], packed: bool = False) -> None:
-        self._empty: Callable[[], dict[bytes, bytes] | Packed] = Packed if packed else dict
-        self.settled: dict[bytes, bytes] | Packed = self._empty()
-        self.new: dict[bytes, bytes] | Packed = self._empty()
+    def __init__(self, found: Mapping[bytes, bytes]) -> None:
+        self.settled: dict[bytes, bytes] | Packed = {}
+        self.new: dict[bytes, bytes] | Packed = {}
         self.changed: dict[bytes, bytes] = {}  # its keys are in `other`, too
         self.other: dict[bytes, bytes] = {}
         self.found = dict(found)  # what the kernel held at the start, of what nobody has said anything about yet
@@ -124,12 +123,8 @@ class Table(Mapping[bytes, bytes]):
             self.new.pop(key, None)
 
     def set_row(self, number: bytes, row: bytes, size: int) -> None:
-        """`set` for the places 0 … n-1 of a number, of a map that is PACKED: values of so many bytes."""
-        packed = [each for each in (self.settled, self.new) if isinstance(each, Packed)]
-        if packed and not self.other and not self.found and not any(each.has_row(number) for each in packed):
-            packed[-1].set_row(number, row, size)
-            return
-        for place, start in zip(places(len(row) // size), range(0, len(row), size), strict=True):
+        """`set` for the places 0 … n-1 of a number (Packed): values of so many bytes."""
+        for start, place in zip(range(0, len(row), size), places(len(row) // size), strict=False):
             self.set(number + place, row[start : start + size])
 
     def due(self) -> Mapping[bytes, bytes]:
@@ -155,11 +150,10 @@ class Table(Mapping[bytes, bytes]):
                 self.settled.update(self.new)
             else:
                 self.settled = self.new
-            self.new = self._empty()
+            self.new = {}
             return
         for key, value in entries.items():
-            wanted = self._forget(key)
-            self._wants(key, value, wanted)
+            self._wants(key, value, self._forget(key))
 
     def removed(self, key: bytes) -> bool:
         """Whether there was such an entry."""
@@ -182,6 +176,29 @@ class Table(Mapping[bytes, bytes]):
         self.other.update(self.found)
         self.found = {}
         return unwanted
+
+
+class PackedTable(Table):
+    """One whose keys are numbers and places, with rows that are taken, written and known as a whole."""
+
+    settled: Packed
+    new: Packed
+
+    def __init__(self, found: Mapping[bytes, bytes]) -> None:
+        super().__init__(found)
+        self.settled, self.new = Packed(), Packed()
+
+    def set_row(self, number: bytes, row: bytes, size: int) -> None:
+        if self.other or self.found or self.settled.has_row(number) or self.new.has_row(number):
+            super().set_row(number, row, size)
+        else:
+            self.new.set_row(number, row, size)
+
+    def written(self, entries: Mapping[bytes, bytes]) -> None:
+        if isinstance(entries, Packed):
+            entries = self.new.hand_over(entries, self.settled)
+        for key, value in entries.items():
+            self._wants(key, value, self._forget(key))
 
 
 class Wanted(Mapping[bytes, bytes]):
@@ -219,7 +236,7 @@ class Tables:
 
     def __init__(self, have: Mapping[str, Mapping[bytes, bytes]]) -> None:
         """`have`: map → entries, as read from the kernel."""
-        self._tables = {name: Table(have.get(name, {}), name in PACKED) for name in ORDER}
+        self._tables = {name: (PackedTable if name in PACKED else Table)(have.get(name, {})) for name in ORDER}
         self.removals = 0  # entries removed so far
         self._retired: dict[str, dict[bytes, int]] = {name: {} for name in RETIRED}  # key → round
         self._round = 0  # of plans
@@ -238,7 +255,7 @@ class Tables:
         self._tables[name].set(key, value)
 
     def want_row(self, name: str, number: bytes, row: bytes, size: int) -> None:
-        """`want` for the places 0 … n-1 of a number, of a map that is PACKED: values of so many bytes."""
+        """`want` for the places 0 … n-1 of a number (Packed): values of so many bytes."""
         self._tables[name].set_row(number, row, size)
 
     def retire(self, name: str, key: bytes) -> None:

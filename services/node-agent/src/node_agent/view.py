@@ -104,6 +104,7 @@ class View:
             for key in owners.pop(owner):
                 self._set(key, values.pop(key))
             self.services.settle()
+        # In etcd's order, as of two that claim an address the later one has it; and no list holds the keys any longer.
         endpoints = [*values]
         endpoints.reverse()
         while endpoints:
