@@ -124,11 +124,12 @@ def test_secrets_are_nowhere_to_be_read(planted: Planted) -> None:
         log = cluster.layout.logs / f"{name}.log"
         until(f"{name} runs again", partial(cluster.running, name, pid))
         until(f"{name} says why it gets nowhere", lambda log=log: refused in log.read_text())  # type: ignore[misc]
+    said += [Path(f"/proc/{cluster.pid(name)}/cmdline").read_text() for name in ("endpoint-sync", "node-1")]
+    # From here on who starts anew, as these two may once more, ends at once and is started again.
     planted.password.unlink()
     until("a missing file is told", lambda: "cannot be read" in planted.command("tidegate", "identities", etcd))
     said.append(planted.command("tidegate", "status"))
     logs = {path.name: path.read_text(errors="replace") for path in cluster.layout.logs.iterdir()}
     said += [*logs.values(), cluster.layout.state.read_text()]
-    said += [Path(f"/proc/{cluster.pid(name)}/cmdline").read_text() for name in ("endpoint-sync", "node-1")]
     for secret in planted.secrets:
         assert [text for text in said if secret in text] == []
