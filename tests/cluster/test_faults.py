@@ -4,7 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,40 @@ def policies_stay_while(
     no_packet_is_lost(seen)
 
 
+def changes_come_while(
+    faulty: Faulty,
+    traffic_script: Path,
+    saw: Saw,
+    slow: AbstractContextManager[None],
+    first: Callable[[], None] = lambda: None,
+) -> None:
+    """Three of them, one after the other, in spite of it."""
+    with traffic(faulty, traffic_script) as seen, slow:
+        first()
+        took = [milliseconds(time.monotonic(), faulty.change(change)) for change in ("service", "policy", "service")]
+    saw(counts(seen))
+    saw("slowest of three changes in force {} after", max(took))
+    no_packet_is_lost(seen)
+    everything_is_well(faulty)
+
+
+def what_cannot_be_written_waits(
+    faulty: Faulty, traffic_script: Path, saw: Saw, nothing_written: AbstractContextManager[None], over: str
+) -> None:
+    """A policy that is deleted meanwhile stays in force, and once it is `over` what changes comes."""
+    with traffic(faulty, traffic_script) as seen:
+        with closed(faulty):
+            with nothing_written:
+                faulty.kubectl("delete", "netpol", "-n", "faults", "closed")
+                assert faulty.denied()
+            since = time.monotonic()
+            took = milliseconds(since, faulty.change("service"))
+        took = max(took, milliseconds(since, faulty.change("policy")))
+    saw(counts(seen))
+    saw(f"what could not be written did not come; changes in force {{}} after {over}", took)
+    no_packet_is_lost(seen)
+
+
 @fault("the network to the API server is cut", f"{NEXT} once it is whole again; policies stay in force")
 def test_cut_from_the_api_server(faulty: Faulty, traffic_script: Path, saw: Saw) -> None:
     policies_stay_while(faulty, traffic_script, saw, faulty.api_cut())
@@ -118,41 +152,22 @@ def test_etcds_leader_stands_still(faulty: Faulty, traffic_script: Path, saw: Sa
 
 @fault("etcd is slow: all members stand still for 0.4 s of each 0.5 s", NEXT)
 def test_etcd_is_slow(faulty: Faulty, traffic_script: Path, saw: Saw) -> None:
-    with traffic(faulty, traffic_script) as seen, faulty.slow(stands=0.4, runs=0.1):
-        took = [milliseconds(time.monotonic(), faulty.change(change)) for change in ("service", "policy", "service")]
-    saw(counts(seen))
-    saw("slowest of three changes in force {} after", max(took))
-    no_packet_is_lost(seen)
-    everything_is_well(faulty)
+    changes_come_while(faulty, traffic_script, saw, faulty.slow(stands=0.4, runs=0.1))
 
 
 @fault("etcd's disk is full (its quota)", f"{NEXT} once there is room again; policies stay in force")
 def test_etcd_is_full(faulty: Faulty, traffic_script: Path, saw: Saw) -> None:
-    with traffic(faulty, traffic_script) as seen:
-        with closed(faulty):
-            fill(faulty)
-            faulty.kubectl("delete", "netpol", "-n", "faults", "closed")  # cannot be written
-            assert faulty.denied()
-            make_room(faulty)
-            there_is_room = time.monotonic()
-            took = milliseconds(there_is_room, faulty.change("service"))
-        took = max(took, milliseconds(there_is_room, faulty.change("policy")))
-    saw(counts(seen))
-    saw("what could not be written did not come; changes in force {} after there was room", took)
-    no_packet_is_lost(seen)
+    what_cannot_be_written_waits(faulty, traffic_script, saw, full(faulty), "there was room")
 
 
 @fault("etcd's disks are slow: each sync to them takes 0.3 s longer", NEXT)
 def test_etcds_disks_are_slow(faulty: Faulty, traffic_script: Path, saw: Saw) -> None:
-    with traffic(faulty, traffic_script) as seen, faulty.disks("fdatasync:delay_enter=300000", *MEMBERS):
+    def writes_wait() -> None:
         began = time.monotonic()
         faulty.etcdctl("put", "/slow", "")
         assert milliseconds(began, time.monotonic()) > 300
-        took = [milliseconds(time.monotonic(), faulty.change(change)) for change in ("service", "policy", "service")]
-    saw(counts(seen))
-    saw("slowest of three changes in force {} after", max(took))
-    no_packet_is_lost(seen)
-    everything_is_well(faulty)
+
+    changes_come_while(faulty, traffic_script, saw, faulty.disks("fdatasync:delay_enter=300000", *MEMBERS), writes_wait)
 
 
 @fault("the disk of etcd's leader fails, and it ends", f"{NEXT}; etcd is whole once the member runs again")
@@ -175,21 +190,7 @@ def test_the_disk_of_etcds_leader_fails(faulty: Faulty, traffic_script: Path, sa
     f"{NEXT} once there is room and they run again; policies stay in force",
 )
 def test_etcds_disks_have_no_room(faulty: Faulty, traffic_script: Path, saw: Saw) -> None:
-    with traffic(faulty, traffic_script) as seen:
-        with closed(faulty):
-            with faulty.disks("pwrite64:error=ENOSPC", *MEMBERS):
-                with suppress(AssertionError):  # a member may end before it answers
-                    faulty.etcdctl("put", "/filling/0", "")
-                until("all end", lambda: all(map(faulty.has_ended, MEMBERS)))
-                faulty.kubectl("delete", "netpol", "-n", "faults", "closed")  # cannot be written
-                assert faulty.denied()
-            faulty.start_again(*MEMBERS)
-            there_is_room = time.monotonic()
-            took = milliseconds(there_is_room, faulty.change("service"))
-        took = max(took, milliseconds(there_is_room, faulty.change("policy")))
-    saw(counts(seen))
-    saw("what could not be written did not come; changes in force {} after the members' start", took)
-    no_packet_is_lost(seen)
+    what_cannot_be_written_waits(faulty, traffic_script, saw, without_room(faulty), "the members' start")
     everything_is_well(faulty)
 
 
@@ -266,6 +267,25 @@ def fill(faulty: Faulty) -> None:
 
     with pytest.raises(AssertionError, match="database space exceeded"):
         put_all()
+
+
+@contextmanager
+def full(faulty: Faulty) -> Iterator[None]:
+    """By etcd's quota."""
+    fill(faulty)
+    yield
+    make_room(faulty)
+
+
+@contextmanager
+def without_room(faulty: Faulty) -> Iterator[None]:
+    """On the disks of etcd's members, which end, and run again when there is some."""
+    with faulty.disks("pwrite64:error=ENOSPC", *MEMBERS):
+        with suppress(AssertionError):  # a member may end before it answers
+            faulty.etcdctl("put", "/filling/0", "")
+        until("all end", lambda: all(map(faulty.has_ended, MEMBERS)))
+        yield
+    faulty.start_again(*MEMBERS)
 
 
 def make_room(faulty: Faulty) -> None:

@@ -56,10 +56,6 @@ class Room:
             self._held.pop(owner, None)
         return True
 
-    def held(self, owner: Owner) -> dict[str, int]:
-        """What it has: map → entries."""
-        return dict(zip(MAPS, self._held.get(owner, NOTHING), strict=True))
-
     def _lacking(self, held: Amounts, wanted: Amounts) -> str:
         missing = []
         for name, has, wants in zip(MAPS, held, wanted, strict=True):

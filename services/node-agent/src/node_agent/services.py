@@ -181,10 +181,8 @@ class ServiceView:
             there = self._selections.has(each.number, each.gone), self._selections.has(each.number, each.come)
             if count < 1 or there != (len(each.gone), 0):
                 return False
-            for name, entries in _cost_of_backends(service, count, each.outside):
-                more[name] += entries
-            for name, entries in _cost_of_backends(service, before, each.outside):
-                more[name] -= entries
+            more.update(_cost_of_backends(service, count, each.outside))
+            more.subtract(_cost_of_backends(service, before, each.outside))
         if not self._room.take_more(key, more):
             return False
         for each in due:
@@ -201,8 +199,7 @@ class ServiceView:
         cost["source_ranges"] = len(set(ranges(service)))
         cost["services"] = len(wanted)
         for each in wanted:
-            for name, entries in _cost_of_backends(service, len(each.selection.backends), each.outside):
-                cost[name] += entries
+            cost.update(_cost_of_backends(service, len(each.selection.backends), each.outside))
         return cost
 
     def _keep(self, key: Key, service: Service | None) -> None:
@@ -283,10 +280,10 @@ class ServiceView:
             self._ranges[key] = wanted
 
 
-def _cost_of_backends(service: Service, count: int, outside: bool) -> tuple[tuple[str, int], ...]:
-    """What a selection of so many backends takes: map, entries."""
+def _cost_of_backends(service: Service, count: int, outside: bool) -> dict[str, int]:
+    """What a selection of so many backends takes: map → entries."""
     affine, turning = bool(service.affinity_seconds), outside and count > 1
-    return ("backends", count), ("slots", count * affine), ("ring", count * turning)
+    return {"backends": count, "slots": count * affine, "ring": count * turning}
 
 
 def _is_plain(service: Service, wanted: list[Wanted]) -> bool:

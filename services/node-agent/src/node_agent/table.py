@@ -144,16 +144,20 @@ class Table(Mapping[bytes, bytes]):
 
     def written(self, entries: Mapping[bytes, bytes]) -> None:
         """The kernel holds these now."""
-        if entries == self.new:
-            # All at once, as after a start: there may be hundreds of thousands.
-            if self.settled:
-                self.settled.update(self.new)
-            else:
-                self.settled = self.new
-            self.new = {}
-            return
-        for key, value in entries.items():
+        for key, value in self._settle_at_once(entries).items():
             self._wants(key, value, self._forget(key))
+
+    def _settle_at_once(self, entries: Mapping[bytes, bytes]) -> Mapping[bytes, bytes]:
+        """Of what was new and has been written what can be, as after a start: there may be hundreds of thousands.
+        Returns what remains."""
+        if entries != self.new:
+            return entries
+        if self.settled:
+            self.settled.update(self.new)
+        else:
+            self.settled = self.new
+        self.new = {}
+        return {}
 
     def removed(self, key: bytes) -> bool:
         """Whether there was such an entry."""
@@ -194,11 +198,8 @@ class PackedTable(Table):
         else:
             self.new.set_row(number, row, size)
 
-    def written(self, entries: Mapping[bytes, bytes]) -> None:
-        if isinstance(entries, Packed):
-            entries = self.new.hand_over(entries, self.settled)
-        for key, value in entries.items():
-            self._wants(key, value, self._forget(key))
+    def _settle_at_once(self, entries: Mapping[bytes, bytes]) -> Mapping[bytes, bytes]:
+        return self.new.hand_over(entries, self.settled) if isinstance(entries, Packed) else entries
 
 
 class Wanted(Mapping[bytes, bytes]):

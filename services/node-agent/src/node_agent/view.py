@@ -73,7 +73,7 @@ class View:
             NamespaceLogging: lambda name, record, _: self.policy.set_namespace_logging(name[0], record),
             NamespaceAudit: lambda name, record, _: self.policy.set_namespace_audit(name[0], record),
             Endpoint: self._set_endpoint,
-            Service: lambda name, record, _: self._set_service((intern(name[0]), intern(name[1])), record),
+            Service: lambda name, record, _: self._set_service(_service_key(name), record),
             BackendShard: self._set_backends,
             PeerSet: lambda name, record, _: self.policy.set_set(int(name[0]), record is not None),
             PeerShard: lambda name, record, _: self.policy.set_shard(int(name[0]), int(name[1]), record),
@@ -168,7 +168,7 @@ class View:
         self.departures.service(key, before, record)
 
     def _set_backends(self, name: tuple[str, ...], record: BackendShard | None, value: bytes | None) -> None:
-        key, shard = (intern(name[0]), intern(name[1])), int(name[2])
+        key, shard = _service_key(name), int(name[2])
         before = self.services.set_shard(key, shard, record, value)
         self.departures.shard(key, before, record)
 
@@ -238,3 +238,8 @@ class View:
         while found := self.policy.settle():
             for identity in found:
                 self.endpoints.judged(identity)
+
+
+def _service_key(name: tuple[str, ...]) -> tuple[str, str]:
+    """Namespace and name, of the record of a Service or of its backends: one string for all that is kept of them."""
+    return intern(name[0]), intern(name[1])
