@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import aiohttp
@@ -104,7 +103,8 @@ async def ask(socket: Path) -> str:
 
 
 def test_secrets_are_nowhere_to_be_read(planted: Planted) -> None:
-    cluster, said = planted.cluster, []
+    cluster = planted.cluster
+    said = [Path(f"/proc/{cluster.pid(name)}/cmdline").read_text() for name in ("endpoint-sync", "node-1")]
     said += [asyncio.run(ask(socket)) for socket in planted.sockets()]
     said += [planted.command(program, "--help") for program in (*PROGRAMS, "tidegate")]
     etcd = f"--etcd={planted.etcd.unix}"
@@ -119,13 +119,11 @@ def test_secrets_are_nowhere_to_be_read(planted: Planted) -> None:
     said.append(planted.command("tidegate", "identities", "--cluster=playground", etcd))
     assert refused in said[-1]
     for name in ("endpoint-sync", "node-1"):  # and what they say at a start like this
-        pid = cluster.pid(name)
-        os.kill(pid, signal.SIGKILL)
         log = cluster.layout.logs / f"{name}.log"
-        until(f"{name} runs again", partial(cluster.running, name, pid))
-        until(f"{name} says why it gets nowhere", lambda log=log: refused in log.read_text())  # type: ignore[misc]
-    said += [Path(f"/proc/{cluster.pid(name)}/cmdline").read_text() for name in ("endpoint-sync", "node-1")]
-    # From here on who starts anew, as these two may once more, ends at once and is started again.
+        before = len(log.read_text())
+        os.kill(cluster.pid(name), signal.SIGKILL)
+        until(f"{name} says why it gets nowhere", lambda log=log, n=before: refused in log.read_text()[n:])  # type: ignore[misc]
+    # From here on who starts anew ends at once and is started again.
     planted.password.unlink()
     until("a missing file is told", lambda: "cannot be read" in planted.command("tidegate", "identities", etcd))
     said.append(planted.command("tidegate", "status"))
