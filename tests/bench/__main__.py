@@ -37,11 +37,13 @@ def list_() -> None:
 @main.command(name="run")
 @click.option("--size", type=click.Choice(list(SIZES)), default="full", show_default=True)
 @click.option("--only", multiple=True, metavar="PATTERN", help="Measurements by name, as in a shell; may be repeated.")
-@click.option("--rounds", type=click.IntRange(1), help="Of all subjects in turn: more of them narrow the intervals.")
+@click.option("--rounds", type=click.IntRange(1), help="Of all subjects in turn, in each setting.")
+@click.option("--settings", type=click.IntRange(1), help="Built anew so often: more of them narrow the intervals.")
 @click.option("--json", "output", type=click.Path(dir_okay=False, path_type=Path), help="Where the samples go.")
-def run_(size: str, only: tuple[str, ...], rounds: int | None, output: Path | None) -> None:
+def run_(size: str, only: tuple[str, ...], rounds: int | None, settings: int | None, output: Path | None) -> None:
     """Measures and prints tables."""
-    chosen = SIZES[size] if rounds is None else replace(SIZES[size], rounds=rounds)
+    chosen = SIZES[size]
+    chosen = replace(chosen, rounds=rounds or chosen.rounds, settings=settings or chosen.settings)
     signal.signal(signal.SIGTERM, _stop)
     told = Console(stderr=True)
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()

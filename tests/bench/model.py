@@ -34,7 +34,11 @@ class Limit(msgspec.Struct, frozen=True):
 
 
 class Result(msgspec.Struct, frozen=True):
-    """`series`: what was measured → its samples, in the order of time. There are comparisons, or limits, or neither."""
+    """`series`: what was measured → its samples, in the order of time. There are comparisons, or limits, or neither.
+
+    `each`: so many samples in a row were taken in one setting. Those of another setting differ by more than theirs
+    among themselves, so comparisons count settings.
+    """
 
     name: str
     what: str
@@ -42,6 +46,7 @@ class Result(msgspec.Struct, frozen=True):
     series: dict[str, tuple[float, ...]]
     comparisons: tuple[Comparison, ...] = ()
     limits: tuple[Limit, ...] = ()
+    each: int = 1
 
 
 class Run(msgspec.Struct, frozen=True):
@@ -53,12 +58,14 @@ class Run(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """How much of it: `services` present, `rounds` of all subjects in turn, each for `milliseconds`; of programs
-    `batches` of so many `repeats`; of the policy log and of agents' starts `runs`, logging for `log_milliseconds`;
-    `scale` of the population (tests.scale); `watches` of nodes, which are told of changes for as long as is logged."""
+    """How much of it: `services` present, clusters made `settings` times, in each of them `rounds` of all subjects
+    in turn, each for `milliseconds`, and of programs `batches` of so many `repeats`; of the policy log and of agents'
+    starts `runs`, logging for `log_milliseconds`; `scale` of the population (tests.scale); `watches` of nodes, which
+    are told of changes for as long as is logged."""
 
     name: str
     services: int
+    settings: int
     rounds: int
     milliseconds: int
     batches: int
@@ -75,6 +82,7 @@ SIZES = {
         Size(
             "smoke",
             services=20,
+            settings=2,
             rounds=1,
             milliseconds=10,
             batches=1,
@@ -87,9 +95,10 @@ SIZES = {
         Size(
             "quick",
             services=10_000,
-            rounds=12,
+            settings=4,
+            rounds=3,
             milliseconds=200,
-            batches=7,
+            batches=2,
             repeats=5000,
             runs=2,
             log_milliseconds=5000,
@@ -99,9 +108,10 @@ SIZES = {
         Size(
             "full",
             services=10_000,
-            rounds=60,
+            settings=12,
+            rounds=5,
             milliseconds=300,
-            batches=31,
+            batches=3,
             repeats=10_000,
             runs=6,
             log_milliseconds=10_000,
@@ -122,7 +132,8 @@ class Measurement(Generic[S]):
 
 @dataclass(frozen=True, slots=True)
 class Suite(Generic[S]):
-    """Measurements over one setting, which is built once and taken down afterwards.
+    """Measurements over one setting, which is built and taken down afterwards, `Size.settings` times where it is made
+    `often`.
 
     A quick run has those of `long` suites only where they are asked for.
     """
@@ -131,3 +142,4 @@ class Suite(Generic[S]):
     setting: Callable[[Size], AbstractContextManager[S]]
     measurements: tuple[Measurement[S], ...]
     long: bool = False
+    often: bool = False

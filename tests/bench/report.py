@@ -44,7 +44,7 @@ def tables(run: Run) -> dict[str, Table]:
 def _ratios(results: Sequence[Result]) -> Iterator[tuple[str, ...]]:
     for result in results:
         for compared in result.comparisons:
-            found = ratio(result.series[compared.subject], result.series[compared.against])
+            found = ratio(result.series[compared.subject], result.series[compared.against], result.each)
             goal = ("", "") if compared.goal is None else (f"≥ {compared.goal:g}", verdict(found, compared.goal))
             interval = f"{found.low:.3f} … {found.high:.3f}"
             yield result.name, f"{compared.subject} ÷ {compared.against}", f"{found.value:.3f}", interval, *goal
@@ -77,7 +77,7 @@ def _rates(results: Sequence[Result]) -> Table:
     subjects = list(dict.fromkeys(name for result in results for name in result.series))
     rows = []
     for result in results:
-        found = [estimate(result.series[name]) if name in result.series else None for name in subjects]
+        found = [estimate(result.series[name], result.each) if name in result.series else None for name in subjects]
         cells = ("" if value is None else f"{value.value:,.0f}" for value in found)
         rows.append((result.name, f"{result.what}, {result.unit}", *cells))
     return Table("Rates (medians)", ("", "", *subjects), rows)
@@ -94,7 +94,7 @@ def _side_by_side(results: Sequence[Result]) -> Table:
 def _cell(result: Result, name: str) -> str:
     if name not in result.series:
         return ""
-    found: Estimate = estimate(result.series[name])
+    found: Estimate = estimate(result.series[name], result.each)
     return f"{found.value:,.0f} ({found.low:,.0f} … {found.high:,.0f})"
 
 

@@ -3,15 +3,17 @@
 import fnmatch
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
+from itertools import chain
 from typing import Any
 
+from msgspec import structs
 from tests.bench import coldstart, fanout, policylog, programs, steady, syncstart, traffic
 from tests.bench.machine import describe
 from tests.bench.model import Measurement, Result, Run, Size, Suite, Tick
 from tests.bench.worlds import worlds
 
 SUITES: tuple[Suite[Any], ...] = (
-    Suite("datapath", worlds, (*traffic.MEASUREMENTS, *programs.MEASUREMENTS)),
+    Suite("datapath", worlds, (*traffic.MEASUREMENTS, *programs.MEASUREMENTS), often=True),
     Suite("policy log", policylog.stand, policylog.MEASUREMENTS),
     Suite("cold start", coldstart.filled, coldstart.MEASUREMENTS),
     Suite("start of the services", syncstart.starts, syncstart.MEASUREMENTS, long=True),
@@ -40,16 +42,31 @@ def chosen(suite: Suite[Any], patterns: Sequence[str], size: Size) -> list[Measu
 def run(size: Size, patterns: Sequence[str], began: Began) -> Run:
     """Raises what the settings and measurements raise: a run is complete or it is none."""
     machine = describe()
-    results = [result for suite in SUITES for result in _results(suite, size, chosen(suite, patterns, size), began)]
+    found = [result for suite in SUITES for result in results(suite, size, chosen(suite, patterns, size), began)]
     when = datetime.now(UTC).isoformat(timespec="seconds")
-    return Run(when, size.name, machine, tuple(results))
+    return Run(when, size.name, machine, tuple(found))
 
 
-def _results(suite: Suite[Any], size: Size, measurements: Sequence[Measurement[Any]], began: Began) -> Iterator[Result]:
+def in_a_row(results: Sequence[Result]) -> Result:
+    """What one measurement found in several settings, in each of them as many samples of all that it measures."""
+    first = results[0]
+    if len(results) == 1:
+        return first
+    (each,) = {len(samples) for result in results for samples in result.series.values()}
+    series = {name: tuple(chain.from_iterable(one.series[name] for one in results)) for name in first.series}
+    return structs.replace(first, series=series, each=each)
+
+
+def results(suite: Suite[Any], size: Size, measurements: Sequence[Measurement[Any]], began: Began) -> Iterator[Result]:
     if not measurements:
         return
-    ready = began(f"setting up: {suite.name}", 1)
-    with suite.setting(size) as setting:
-        ready()
-        for measurement in measurements:
-            yield measurement.run(setting, size, began(measurement.name, measurement.steps(size)))
+    settings = size.settings if suite.often else 1
+    ready = began(f"setting up: {suite.name}", settings)
+    ticks = [began(measurement.name, measurement.steps(size) * settings) for measurement in measurements]
+    found: list[list[Result]] = [[] for _ in measurements]
+    for _ in range(settings):
+        with suite.setting(size) as setting:
+            ready()
+            for measurement, tick, of_it in zip(measurements, ticks, found, strict=True):
+                of_it.append(measurement.run(setting, size, tick))
+    yield from map(in_a_row, found)

@@ -16,10 +16,10 @@ class Estimate(NamedTuple):
     high: float
 
 
-def estimate(samples: Sequence[float]) -> Estimate:
+def estimate(samples: Sequence[float], each: int = 1) -> Estimate:
     """The interval goes from one order statistic to another; of fewer than six samples it is all of them, and the
-    confidence is lower."""
-    ordered = sorted(samples)
+    confidence is lower. `each` so many samples in a row count as one, their median."""
+    ordered = sorted(median(samples[at : at + each]) for at in range(0, len(samples), each))
     cut = _cut(len(ordered))
     return Estimate(median(ordered), ordered[cut], ordered[-1 - cut])
 
@@ -35,9 +35,9 @@ def _cut(count: int) -> int:
     return cut
 
 
-def ratio(subject: Sequence[float], against: Sequence[float]) -> Estimate:
+def ratio(subject: Sequence[float], against: Sequence[float], each: int = 1) -> Estimate:
     """Of the quotients of pairs: what slows the whole machine down for a while slows both."""
-    return estimate([one / other for one, other in zip(subject, against, strict=True)])
+    return estimate([one / other for one, other in zip(subject, against, strict=True)], each)
 
 
 def difference(subject: Sequence[float], against: Sequence[float] | None = None) -> Estimate:

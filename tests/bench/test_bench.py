@@ -4,16 +4,17 @@ import asyncio
 import dataclasses
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
 import pytest
 from tests.bench import coldstart, fanout, kubeproxy, policylog, programs, steady, syncstart, traffic
 from tests.bench.load import LoadError
-from tests.bench.model import SIZES, Comparison, Limit, Measurement, Result, Run
+from tests.bench.model import SIZES, Comparison, Limit, Measurement, Result, Run, Size, Suite, Tick
 from tests.bench.population import Spec, fill
 from tests.bench.report import fill_page, joined, markdown, tables
-from tests.bench.run import SUITES, chosen, names
+from tests.bench.run import SUITES, chosen, names, results
 from tests.bench.stats import Estimate, estimate, ratio, verdict
 from tests.bench.worlds import Worlds, worlds
 from tests.bpf.conftest import COMPILED
@@ -186,6 +187,46 @@ def test_ratios_are_those_of_pairs() -> None:
     """The machine is ten times slower for a while: the rates say nothing, the ratio is as clear as before."""
     slow = [1.0, 10.0] * 10
     assert ratio([2 * rate for rate in slow], slow) == Estimate(2, 2, 2)
+
+
+def test_samples_of_one_setting_count_as_one() -> None:
+    """However many there are: what the setting does to all of them does not become surer by more of them."""
+    settings = [1.0, 1.1, 1.2, 1.3, 1.4, 1.5]
+    samples = [setting + noise for setting in settings for noise in (-0.01, 0.0, 0.5)]
+    assert estimate(samples, each=3) == estimate(settings) == Estimate(1.25, 1.0, 1.5)
+    assert ratio(samples, [1.0] * 18, each=3) == Estimate(1.25, 1.0, 1.5)
+
+
+def test_a_suite_is_set_up_as_often_as_it_says() -> None:
+    built: list[str] = []
+
+    @contextmanager
+    def setting(size: Size) -> Iterator[int]:
+        built.append("up")
+        yield len(built)
+        built.append("down")
+
+    def measure(number: int, size: Size, tick: Tick) -> Result:
+        for _ in range(size.rounds):
+            tick()
+        return Result("m", "", "s", {"x": (float(number),) * size.rounds})
+
+    steps: list[None] = []
+    size = dataclasses.replace(SMOKE, settings=3, rounds=2)
+    suite = Suite("s", setting, (Measurement("m", "", lambda size: size.rounds, measure),), often=True)
+    begun: list[tuple[str, int]] = []
+
+    def began(what: str, count: int) -> Tick:
+        begun.append((what, count))
+        return lambda: steps.append(None)
+
+    (found,) = results(suite, size, suite.measurements, began)
+    assert found == Result("m", "", "s", {"x": (1.0, 1.0, 3.0, 3.0, 5.0, 5.0)}, each=2)
+    assert built == ["up", "down"] * 3
+    assert begun == [("setting up: s", 3), ("m", 6)]
+    assert len(steps) == 3 + 6
+    (once,) = results(dataclasses.replace(suite, often=False), size, suite.measurements, began)
+    assert (once.series, once.each) == ({"x": (7.0, 7.0)}, 1)
 
 
 @pytest.mark.parametrize(

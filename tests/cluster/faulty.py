@@ -190,6 +190,13 @@ class Faulty(Cluster):
         by_id = {each["Status"]["header"]["member_id"]: each["Endpoint"] for each in found}
         return next(member for member in MEMBERS if by_id[leader].startswith(f"{address(member)}:"))
 
+    def let_lead(self, member: int) -> None:
+        if (leader := self.etcd_leader()) != member:
+            status = json.loads(self.etcdctl("endpoint", "status", "-w", "json", at=[member]))
+            # etcdctl takes the id in hexadecimal, and JSON has it in decimal.
+            self.etcdctl("move-leader", f"{status[0]['Status']['header']['member_id']:x}", at=[leader])
+        until("it leads", lambda: self.etcd_leader() == member)
+
     def member_of_a_node(self) -> int:
         """One that an agent is connected to."""
         for member in MEMBERS:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from etcd3aio.kv import KVService
 
-from tidegate.store import Batch, Delete, FencedError, Put, Snapshot, Store, UnavailableError
+from tidegate.store import Batch, Delete, FencedError, Put, Snapshot, Store, UnavailableError, connection
 from tidegate.store import etcd as etcd_module
 from tidegate.store.etcd import FIRST_PAGE, PAGE_GROWTH, EtcdStore
 from tidegate.store.local import EtcdProcess
@@ -336,6 +336,28 @@ async def test_the_lease_is_given_up_before_a_stopped_etcd_can_end_it(
     with pytest.raises(FencedError, match="two"):
         await has_recovered(store, lambda: store.transact([Put(f"{prefix}a", b"")], term.fence))
     await second.resign()
+
+
+async def test_a_watch_leaves_a_member_that_stands_still(
+    own_etcd: EtcdProcess, open_store: OpenStore, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By pings, ten times as often as usual: gRPC's own patience would be longer than ours."""
+    sooner = tuple((name, value // 10 if name.endswith("_ms") else value) for name, value in connection.OPTIONS)
+    monkeypatch.setattr(connection, "OPTIONS", sooner)
+    await own_etcd.start()
+    store = open_store(own_etcd.endpoint)
+    await write(store, prefix, 1)
+    async with Reader(store, prefix) as reader:
+        await write(store, prefix, 1)
+        await reader.until(lambda reader: len(reader.batches) == 1)
+        own_etcd.signal(SIGSTOP)
+        try:
+            async with asyncio.timeout(PATIENCE / 2):
+                await until(lambda: "ping timeout" in (store.trouble or ""))
+        finally:
+            own_etcd.signal(SIGCONT)
+        await has_recovered(store, lambda: write(store, prefix, 1))
+        await reader.until(lambda reader: len(reader.batches) == 2)
 
 
 async def test_a_lease_is_kept_alive_through_a_cut(
