@@ -191,6 +191,13 @@ static struct connection *find_connection(struct flow *flow, u64 now)
 	return connection && is_alive(flow, connection, now) ? connection : NULL;
 }
 
+/* From now on no flood of others takes the entry away. */
+static void keep(struct flow *flow, struct connection *connection)
+{
+	connections.update(&flow->tuple, connection);
+	connections_new.delete(&flow->tuple);
+}
+
 /* Judges a packet that no entry vouches for. What was found is looked up again afterwards: the verifier walks the
  * judge once for every difference in what is known before it. */
 static bool judge_packet(struct __sk_buff *skb, struct flow *flow)
@@ -243,9 +250,7 @@ static bool track(struct __sk_buff *skb, struct flow *flow)
 			return true;
 		vouch(flow, connection);
 	}
-	if (touch(flow, connection, flow->reply, now) && flow->is_new) {
-		connections.update(&flow->tuple, connection);
-		connections_new.delete(&flow->tuple);
-	}
+	if (touch(flow, connection, flow->reply, now) && flow->is_new)
+		keep(flow, connection);
 	return true;
 }

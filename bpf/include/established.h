@@ -1,4 +1,4 @@
-/* Packets of connections that stand in `connections`, and that nobody translates: while its generation is current, the
+/* Packets of connections that are known, and that nobody translates: while its generation is current, the
  * entry says where they may come from and where they go. All others, and all that is unusual about a packet, are left
  * to the long way, which comes to the same. */
 #pragma once
@@ -43,6 +43,9 @@ static bool follow_connection(struct __sk_buff *skb, struct flow *flow, u32 send
 		return false;
 	set_tuple(flow, &flow->source, flow->source_port, &flow->destination, flow->destination_port, flow->protocol);
 	struct connection *connection = connections.lookup(&flow->tuple);
+	flow->is_new = !connection;
+	if (flow->is_new)
+		connection = connections_new.lookup(&flow->tuple);
 	u64 now = seconds();
 	if (!connection || connection->generation != flow->generation || connection->expires <= now)
 		return false;
@@ -52,7 +55,8 @@ static bool follow_connection(struct __sk_buff *skb, struct flow *flow, u32 send
 	u32 receiver = *side_of(connection, !reply);
 	if (*side_of(connection, reply) != sender || !receiver)
 		return false;
-	touch(flow, connection, reply, now);
+	if (touch(flow, connection, reply, now) && flow->is_new)
+		keep(flow, connection);
 	flow->ifindex = receiver == ELSEWHERE ? 0 : receiver;
 	flow->followed = true;
 	return true;

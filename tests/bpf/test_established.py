@@ -35,6 +35,7 @@ pytestmark = [pytest.mark.root, pytest.mark.parametrize("version", [4, 6])]
 ELSEWHERE = 0xFFFFFFFF
 REPLIED, NAT, FIN_BOTH, RST, AS_NODE, LIVE = 0x2, 0x4, 0x30, 0x40, 0x80, 0x100
 NEW_SECONDS = 60  # of TCP, until it is answered
+WHERE = ("connections", "connections_new")
 Ends = tuple[str, str]
 
 
@@ -60,15 +61,21 @@ def tcp(ends: Ends, flags: str = "A", **fields: Any) -> Packet:
     return frame(ip(ends, **fields), TCP(sport=4000, dport=8080, flags=flags), Raw(b"x" * 20))
 
 
-def change(node: Loaded, **fields: object) -> None:
-    """Of the one entry in `connections`."""
-    ((key, entry),) = node.maps["connections"].items()
-    node.maps["connections"].set(key, {**entry, **fields})
+def change(node: Loaded, where: str = "connections", **fields: object) -> None:
+    """Of the entry there, if there is one."""
+    for key, entry in node.maps[where].items():
+        node.maps[where].set(key, {**entry, **fields})
 
 
-def entry_of(node: Loaded) -> Fields:
-    ((_, entry),) = node.maps["connections"].items()
+def entry_of(node: Loaded, name: str = "connections") -> Fields:
+    ((_, entry),) = node.maps[name].items()
     return entry
+
+
+def forget_ends(node: Loaded) -> None:
+    """The agent's maps say nothing of anybody."""
+    node.maps["endpoints"].clear()
+    node.maps["subjects"].clear()
 
 
 def establish(node: Loaded, name: str, opening: Packet) -> None:
@@ -78,6 +85,14 @@ def establish(node: Loaded, name: str, opening: Packet) -> None:
     node.maps["connections_new"].clear()
     node.maps["connections"].set(key, entry)
     change(node, flags=entry["flags"] | REPLIED | LIVE, expires=int(time.monotonic()) + 1000)
+
+
+def unanswer(node: Loaded) -> None:
+    """The connection, as it was before."""
+    ((key, entry),) = node.maps["connections"].items()
+    node.maps["connections"].clear()
+    seconds = int(time.monotonic()) + NEW_SECONDS
+    node.maps["connections_new"].set(key, {**entry, "flags": entry["flags"] & ~(REPLIED | LIVE), "expires": seconds})
 
 
 def lowered(packet: Packet) -> Packet:
@@ -111,8 +126,7 @@ def test_the_entry_says_all_until_the_next_generation(both_loaded: list[Loaded],
     ends = pods(version) if inside else from_remote(version)
     establish(node, name, tcp(ends, "S"))
     assert entry_of(node)["ifindex"] == ([IFINDEX, NOWHERE] if inside else [ELSEWHERE, IFINDEX])
-    node.maps["endpoints"].clear()
-    node.maps["subjects"].clear()
+    forget_ends(node)
     passes(node, name, tcp(ends))
     assert node.counter("FORWARDED") == 2
     # Then what is known of its ends is asked: nothing.
@@ -120,6 +134,38 @@ def test_the_entry_says_all_until_the_next_generation(both_loaded: list[Loaded],
     action, _, _ = run_program(node.open_program(name), bytes(tcp(ends)))
     assert action == (SHOT if inside else UNSPEC)
     assert node.drops() == ({"CLOSED": 1} if inside else {})
+
+
+def test_so_does_that_of_a_connection_that_is_being_opened(both_loaded: list[Loaded], version: int) -> None:
+    """It is kept once the handshake is through."""
+    node = both_loaded[0]
+    set_state(node)
+    ends, inwards, outwards = from_remote(version), program("from_network", version), program("from_pod", version)
+    run_program(node.open_program(inwards), bytes(tcp(ends, "S")))
+    forget_ends(node)
+    back = frame(ip((ends[1], ends[0])), TCP(sport=8080, dport=4000, flags="SA"))
+    run_case(node, Case("no route here", outwards, back, UNSPEC))
+    entry = entry_of(node, "connections_new")
+    assert entry["flags"] & (REPLIED | LIVE) == REPLIED
+    assert node.maps["connections"].items() == []
+    passes(node, inwards, tcp(ends))
+    assert entry_of(node) == {**entry, "flags": entry["flags"] | LIVE, "expires": entry_of(node)["expires"]}
+    assert entry_of(node)["expires"] > time.monotonic() + NEW_SECONDS
+    assert node.maps["connections_new"].items() == []
+
+
+def test_what_nobody_answers_stays_where_it_is(both_loaded: list[Loaded], version: int) -> None:
+    """However many datagrams there are: it takes no place of what lives."""
+    node = both_loaded[0]
+    set_state(node)
+    name = program("from_pod", version)
+    datagram = frame(ip(pods(version)), UDP(sport=4000, dport=8080), Raw(b"x" * 20))
+    run_program(node.open_program(name), bytes(datagram))
+    forget_ends(node)
+    passes(node, name, datagram)
+    assert node.maps["connections"].items() == []
+    raise_generation(node)
+    refused(node, name, datagram, "CLOSED")
 
 
 def test_what_the_policy_forbids_by_now_ends_with_the_generation(both_loaded: list[Loaded], version: int) -> None:
@@ -210,7 +256,10 @@ def unusual(ends: Ends) -> dict[str, Packet]:
 
 @pytest.mark.parametrize("way", ["between pods", "from elsewhere"])
 @pytest.mark.parametrize("protocol", ["TCP", "UDP"])
-def test_the_long_way_comes_to_the_same(both_loaded: list[Loaded], version: int, way: str, protocol: str) -> None:
+@pytest.mark.parametrize("state", ["answered", "asked"])
+def test_the_long_way_comes_to_the_same(
+    both_loaded: list[Loaded], version: int, way: str, protocol: str, state: str
+) -> None:
     """For every packet: verdict, content, mark, counters, and what is known of connection and fragments afterwards."""
     node = both_loaded[0]
     inside = way == "between pods"
@@ -221,17 +270,21 @@ def test_the_long_way_comes_to_the_same(both_loaded: list[Loaded], version: int,
     def outcome(packet: Packet, prepare: Callable[[Loaded], None]) -> object:
         set_state(node)
         establish(node, name, opening)
+        if state == "asked":
+            unanswer(node)
         prepare(node)
         before = {reason: node.counter(reason) for reason in node.reasons}
         action, out, mark = run_program(node.open_program(name), bytes(packet))
         counted = {reason: node.counter(reason) - count for reason, count in before.items()}
-        entry = {k: v for k, v in entry_of(node).items() if k not in ("ifindex", "expires")}
-        seconds = entry_of(node)["expires"] - time.monotonic()
+        kept = [(where, entry) for where in WHERE for _, entry in node.maps[where].items()]
+        entries = [(where, {k: v for k, v in entry.items() if k not in ("ifindex", "expires")}) for where, entry in kept]
+        seconds = [round((entry["expires"] - time.monotonic()) / 10) for _, entry in kept]
         fragments = [value for _, value in node.maps["fragments"].items()]
-        return action, bytes(out), mark, counted, entry, round(seconds / 10), fragments
+        return action, bytes(out), mark, counted, entries, seconds, fragments
 
     def long_way(node: Loaded) -> None:
-        change(node, ifindex=[0, 0])
+        for where in WHERE:
+            change(node, where, ifindex=[0, 0])
 
     for title, packet in unusual(ends).items():
         assert (title, outcome(packet, lambda _: None)) == (title, outcome(packet, long_way))
