@@ -56,6 +56,11 @@ static bool is_uplink(u32 ifindex)
 	return device && device->flags & DEVICE_UPLINK;
 }
 
+/* Of Linux 6.3: without the link layer's address of the next hop, which the redirect finds by itself. An earlier kernel
+ * says EINVAL at once. */
+#define FIB_SKIP_NEIGH 4
+#define EINVAL 22
+
 static long find_route(struct __sk_buff *skb, struct flow *flow, u32 length)
 {
 	struct bpf_fib_lookup *route = &flow->route;
@@ -66,7 +71,8 @@ static long find_route(struct __sk_buff *skb, struct flow *flow, u32 length)
 	route->tot_len = length;
 	route->ifindex = skb->ifindex;
 	fill_route_addresses(flow);
-	return bpf_fib_lookup(skb, route, sizeof(*route), 0);
+	long found = bpf_fib_lookup(skb, route, sizeof(*route), FIB_SKIP_NEIGH);
+	return found == -EINVAL ? bpf_fib_lookup(skb, route, sizeof(*route), 0) : found;
 }
 
 /* Out of the node, by flow->route. */
