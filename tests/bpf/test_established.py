@@ -277,7 +277,7 @@ def test_the_long_way_comes_to_the_same(
         action, out, mark = run_program(node.open_program(name), bytes(packet))
         counted = {reason: node.counter(reason) - count for reason, count in before.items()}
         kept = [(where, entry) for where in WHERE for _, entry in node.maps[where].items()]
-        entries = [(where, {k: v for k, v in entry.items() if k not in ("ifindex", "expires")}) for where, entry in kept]
+        entries = [(where, {k: entry[k] for k in entry.keys() - {"ifindex", "expires"}}) for where, entry in kept]
         seconds = [round((entry["expires"] - time.monotonic()) / 10) for _, entry in kept]
         fragments = [value for _, value in node.maps["fragments"].items()]
         return action, bytes(out), mark, counted, entries, seconds, fragments
