@@ -44,7 +44,8 @@ static bool follow_connection(struct __sk_buff *skb, struct flow *flow, u32 send
 	set_tuple(flow, &flow->source, flow->source_port, &flow->destination, flow->destination_port, flow->protocol);
 	struct connection *connection = connections.lookup(&flow->tuple);
 	flow->is_new = !connection;
-	if (flow->is_new)
+	/* What a handshake consists of is not pushed; all other packets that no entry knows are spared the look-up. */
+	if (flow->is_new && !(flow->tcp_flags & TCP_PSH))
 		connection = connections_new.lookup(&flow->tuple);
 	u64 now = seconds();
 	if (!connection || connection->generation != flow->generation || connection->expires <= now)

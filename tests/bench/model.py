@@ -95,8 +95,8 @@ SIZES = {
         Size(
             "quick",
             services=10_000,
-            settings=4,
-            rounds=3,
+            settings=6,
+            rounds=2,
             milliseconds=200,
             batches=2,
             repeats=5000,

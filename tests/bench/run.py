@@ -50,8 +50,6 @@ def run(size: Size, patterns: Sequence[str], began: Began) -> Run:
 def in_a_row(results: Sequence[Result]) -> Result:
     """What one measurement found in several settings, in each of them as many samples of all that it measures."""
     first = results[0]
-    if len(results) == 1:
-        return first
     (each,) = {len(samples) for result in results for samples in result.series.values()}
     series = {name: tuple(chain.from_iterable(one.series[name] for one in results)) for name in first.series}
     return structs.replace(first, series=series, each=each)
@@ -69,4 +67,4 @@ def results(suite: Suite[Any], size: Size, measurements: Sequence[Measurement[An
             ready()
             for measurement, tick, of_it in zip(measurements, ticks, found, strict=True):
                 of_it.append(measurement.run(setting, size, tick))
-    yield from map(in_a_row, found)
+    yield from map(in_a_row, found) if suite.often else chain.from_iterable(found)

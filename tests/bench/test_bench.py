@@ -227,6 +227,8 @@ def test_a_suite_is_set_up_as_often_as_it_says() -> None:
     assert len(steps) == 3 + 6
     (once,) = results(dataclasses.replace(suite, often=False), size, suite.measurements, began)
     assert (once.series, once.each) == ({"x": (7.0, 7.0)}, 1)
+    (single,) = results(suite, dataclasses.replace(size, settings=1), suite.measurements, began)
+    assert (single.series, single.each) == ({"x": (9.0, 9.0)}, 2)
 
 
 @pytest.mark.parametrize(
@@ -259,7 +261,11 @@ RUN = Run(
     machine={"kernel": "6.18"},
     results=(
         Result(
-            "connections", "pod to pod", "1/s", {"x": (10.0, 22.0), "y": (10.0, 20.0)}, (Comparison("x", "y", 1.2),)
+            "connections",
+            "pod to pod",
+            "1/s",
+            {"x": (10.0, 22.0) * 3, "y": (10.0, 20.0) * 3},
+            (Comparison("x", "y", 1.2),),
         ),
         Result("programs", "IPv4", "ns", {"from_pod": (100.0, 102.0)}),
         Result(
@@ -290,6 +296,13 @@ def test_a_run_becomes_tables() -> None:
         ("start", "agent's start: off, s", "1.12", "1 … 1.25", "", ""),
     ]
     assert ("kernel", "6.18") in found["machine"].rows
+
+
+def test_a_few_settings_decide_nothing() -> None:
+    """Their interval holds the median with less than 95 %."""
+    few = msgspec.structs.replace(RUN.results[0], each=2)
+    found = tables(msgspec.structs.replace(RUN, results=(few,)))
+    assert found["ratios"].rows == [("connections", "x ÷ y", "1.050", "1.050 … 1.050", "≥ 1.2", "open")]
 
 
 def test_a_page_gets_the_tables_between_its_marks() -> None:

@@ -61,10 +61,10 @@ def tcp(ends: Ends, flags: str = "A", **fields: Any) -> Packet:
     return frame(ip(ends, **fields), TCP(sport=4000, dport=8080, flags=flags), Raw(b"x" * 20))
 
 
-def change(node: Loaded, where: str = "connections", **fields: object) -> None:
-    """Of the entry there, if there is one."""
-    for key, entry in node.maps[where].items():
-        node.maps[where].set(key, {**entry, **fields})
+def change(node: Loaded, **fields: object) -> None:
+    """Of the one entry."""
+    ((where, key, entry),) = [(where, key, entry) for where in WHERE for key, entry in node.maps[where].items()]
+    node.maps[where].set(key, {**entry, **fields})
 
 
 def entry_of(node: Loaded, name: str = "connections") -> Fields:
@@ -87,12 +87,14 @@ def establish(node: Loaded, name: str, opening: Packet) -> None:
     change(node, flags=entry["flags"] | REPLIED | LIVE, expires=int(time.monotonic()) + 1000)
 
 
-def unanswer(node: Loaded) -> None:
-    """The connection, as it was before."""
+def take_back(node: Loaded, flags: int) -> None:
+    """The connection is being opened: REPLIED, if it has been answered."""
     ((key, entry),) = node.maps["connections"].items()
     node.maps["connections"].clear()
     seconds = int(time.monotonic()) + NEW_SECONDS
-    node.maps["connections_new"].set(key, {**entry, "flags": entry["flags"] & ~(REPLIED | LIVE), "expires": seconds})
+    node.maps["connections_new"].set(
+        key, {**entry, "flags": entry["flags"] & ~(REPLIED | LIVE) | flags, "expires": seconds}
+    )
 
 
 def lowered(packet: Packet) -> Packet:
@@ -162,10 +164,25 @@ def test_what_nobody_answers_stays_where_it_is(both_loaded: list[Loaded], versio
     datagram = frame(ip(pods(version)), UDP(sport=4000, dport=8080), Raw(b"x" * 20))
     run_program(node.open_program(name), bytes(datagram))
     forget_ends(node)
-    passes(node, name, datagram)
+    for _ in range(3):
+        passes(node, name, datagram)
     assert node.maps["connections"].items() == []
+    assert entry_of(node, "connections_new")["expires"] <= time.monotonic() + NEW_SECONDS
     raise_generation(node)
     refused(node, name, datagram, "CLOSED")
+
+
+def test_a_datagram_that_is_answered_is_kept_at_once(both_loaded: list[Loaded], version: int) -> None:
+    node = both_loaded[0]
+    set_state(node)
+    ends = from_remote(version)
+    datagram = frame(ip(ends), UDP(sport=4000, dport=8080), Raw(b"x" * 20))
+    run_program(node.open_program(program("from_network", version)), bytes(datagram))
+    forget_ends(node)
+    answer = frame(ip((ends[1], ends[0])), UDP(sport=8080, dport=4000), Raw(b"x" * 20))
+    run_case(node, Case("no route here", program("from_pod", version), answer, UNSPEC))
+    assert entry_of(node)["flags"] & (REPLIED | LIVE) == REPLIED | LIVE
+    assert node.maps["connections_new"].items() == []
 
 
 def test_what_the_policy_forbids_by_now_ends_with_the_generation(both_loaded: list[Loaded], version: int) -> None:
@@ -256,7 +273,7 @@ def unusual(ends: Ends) -> dict[str, Packet]:
 
 @pytest.mark.parametrize("way", ["between pods", "from elsewhere"])
 @pytest.mark.parametrize("protocol", ["TCP", "UDP"])
-@pytest.mark.parametrize("state", ["answered", "asked"])
+@pytest.mark.parametrize("state", ["known", "answered", "asked"])
 def test_the_long_way_comes_to_the_same(
     both_loaded: list[Loaded], version: int, way: str, protocol: str, state: str
 ) -> None:
@@ -270,8 +287,8 @@ def test_the_long_way_comes_to_the_same(
     def outcome(packet: Packet, prepare: Callable[[Loaded], None]) -> object:
         set_state(node)
         establish(node, name, opening)
-        if state == "asked":
-            unanswer(node)
+        if state != "known":
+            take_back(node, REPLIED if state == "answered" else 0)
         prepare(node)
         before = {reason: node.counter(reason) for reason in node.reasons}
         action, out, mark = run_program(node.open_program(name), bytes(packet))
@@ -283,8 +300,7 @@ def test_the_long_way_comes_to_the_same(
         return action, bytes(out), mark, counted, entries, seconds, fragments
 
     def long_way(node: Loaded) -> None:
-        for where in WHERE:
-            change(node, where, ifindex=[0, 0])
+        change(node, ifindex=[0, 0])
 
     for title, packet in unusual(ends).items():
         assert (title, outcome(packet, lambda _: None)) == (title, outcome(packet, long_way))

@@ -185,10 +185,16 @@ class Faulty(Cluster):
         return done.stdout
 
     def etcd_leader(self) -> int:
-        found: list[dict[str, Any]] = json.loads(self.etcdctl("endpoint", "status", "-w", "json"))
-        leader = next(each["Status"]["leader"] for each in found)
+        found: list[dict[str, Any]] = until("etcd has a leader", self._led)
+        (leader,) = {each["Status"]["leader"] for each in found}
         by_id = {each["Status"]["header"]["member_id"]: each["Endpoint"] for each in found}
         return next(member for member in MEMBERS if by_id[leader].startswith(f"{address(member)}:"))
+
+    def _led(self) -> list[dict[str, Any]]:
+        """What the members say, once they say the same of who leads."""
+        found: list[dict[str, Any]] = json.loads(self.etcdctl("endpoint", "status", "-w", "json"))
+        leaders = {each["Status"].get("leader", 0) for each in found}
+        return found if len(leaders) == 1 and leaders != {0} else []
 
     def let_lead(self, member: int) -> None:
         if (leader := self.etcd_leader()) != member:

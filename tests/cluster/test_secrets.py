@@ -14,6 +14,7 @@ import pytest
 from tests.cluster.conftest import Cluster, start, stop, until
 
 from playground.etcd import CERTIFICATES, ENABLE
+from playground.processes import ours
 from tidegate.store.local import EtcdFiles, EtcdProcess
 
 pytestmark = [pytest.mark.root, pytest.mark.cluster, pytest.mark.timeout(300)]
@@ -120,8 +121,10 @@ def test_secrets_are_nowhere_to_be_read(planted: Planted) -> None:
     assert refused in said[-1]
     for name in ("endpoint-sync", "node-1"):  # and what they say at a start like this
         log = cluster.layout.logs / f"{name}.log"
+        entry = cluster.register["processes"][name]
+        os.kill(entry["pid"], signal.SIGKILL)
+        until(f"{name} is gone", lambda entry=entry: not ours(entry))  # type: ignore[misc]
         before = len(log.read_text())
-        os.kill(cluster.pid(name), signal.SIGKILL)
         until(f"{name} says why it gets nowhere", lambda log=log, n=before: refused in log.read_text()[n:])  # type: ignore[misc]
     # From here on who starts anew ends at once and is started again.
     planted.password.unlink()

@@ -41,7 +41,9 @@ OPTIONS: tuple[tuple[str, int], ...] = (
     # A peer that vanished without a word is noticed after 10 + 5 s. etcd allows a ping each 5 s
     # (--grpc-keepalive-min-time), but only while there is a stream: it cuts idle connections that ping.
     ("grpc.keepalive_time_ms", 10_000),
-    ("grpc.http2.ping_timeout_ms", 5_000),  # grpc.keepalive_timeout_ms does not end the wait for a ping's answer
+    ("grpc.http2.ping_timeout_ms", 5_000),
+    # Not the wait for a ping's answer, whatever its name: the kernel's, for what was sent to be acknowledged.
+    ("grpc.keepalive_timeout_ms", 5_000),
     ("grpc.keepalive_permit_without_calls", 0),
     ("grpc.http2.max_pings_without_data", 0),
     # Retries and reconnects are decided here: gRPC's own would hide that the peer is another one.
