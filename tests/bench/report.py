@@ -5,9 +5,8 @@ from typing import NamedTuple
 
 from msgspec import structs
 from tests.bench.model import Limit, Result, Run
-from tests.bench.stats import Estimate, difference, estimate, ratio, verdict, verdict_below
+from tests.bench.stats import ENOUGH, Estimate, difference, estimate, ratio, verdict, verdict_below
 
-ENOUGH = 6  # of fewer samples an interval holds the median with less than 95 %
 BEGIN, END = "<!-- bench: {} -->", "<!-- /bench -->"
 
 
@@ -47,8 +46,9 @@ def _ratios(results: Sequence[Result]) -> Iterator[tuple[str, ...]]:
         for compared in result.comparisons:
             found = ratio(result.series[compared.subject], result.series[compared.against], result.each)
             enough = len(result.series[compared.subject]) >= ENOUGH * result.each
-            said = verdict(found, compared.goal) if compared.goal is not None and enough else "open"
-            goal = ("", "") if compared.goal is None else (f"≥ {compared.goal:g}", said)
+            goal = ("", "")
+            if compared.goal is not None:
+                goal = f"≥ {compared.goal:g}", verdict(found, compared.goal) if enough else "open"
             interval = f"{found.low:.3f} … {found.high:.3f}"
             yield result.name, f"{compared.subject} ÷ {compared.against}", f"{found.value:.3f}", interval, *goal
 

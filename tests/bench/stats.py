@@ -6,6 +6,7 @@ from statistics import median
 from typing import NamedTuple
 
 CONFIDENCE = 0.95
+ENOUGH = 6  # samples; of fewer all together hold the median with less confidence
 
 
 class Estimate(NamedTuple):
@@ -17,8 +18,8 @@ class Estimate(NamedTuple):
 
 
 def estimate(samples: Sequence[float], each: int = 1) -> Estimate:
-    """The interval goes from one order statistic to another; of fewer than six samples it is all of them, and the
-    confidence is lower. `each` so many samples in a row count as one, their median."""
+    """The interval goes from one order statistic to another; of fewer than ENOUGH samples it is all of them, and
+    the confidence is lower. `each` so many samples in a row count as one, their median."""
     ordered = sorted(median(samples[at : at + each]) for at in range(0, len(samples), each))
     cut = _cut(len(ordered))
     return Estimate(median(ordered), ordered[cut], ordered[-1 - cut])

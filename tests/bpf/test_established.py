@@ -87,16 +87,6 @@ def establish(node: Loaded, name: str, opening: Packet) -> None:
     change(node, flags=entry["flags"] | REPLIED | LIVE, expires=int(time.monotonic()) + 1000)
 
 
-def take_back(node: Loaded, flags: int) -> None:
-    """The connection is being opened: REPLIED, if it has been answered."""
-    ((key, entry),) = node.maps["connections"].items()
-    node.maps["connections"].clear()
-    seconds = int(time.monotonic()) + NEW_SECONDS
-    node.maps["connections_new"].set(
-        key, {**entry, "flags": entry["flags"] & ~(REPLIED | LIVE) | flags, "expires": seconds}
-    )
-
-
 def lowered(packet: Packet) -> Packet:
     copy = packet.copy()
     if IP in copy:
@@ -286,9 +276,12 @@ def test_the_long_way_comes_to_the_same(
 
     def outcome(packet: Packet, prepare: Callable[[Loaded], None]) -> object:
         set_state(node)
-        establish(node, name, opening)
-        if state != "known":
-            take_back(node, REPLIED if state == "answered" else 0)
+        if state == "known":
+            establish(node, name, opening)
+        else:
+            run_program(node.open_program(name), bytes(opening))
+        if state == "answered":
+            change(node, flags=entry_of(node, "connections_new")["flags"] | REPLIED)
         prepare(node)
         before = {reason: node.counter(reason) for reason in node.reasons}
         action, out, mark = run_program(node.open_program(name), bytes(packet))

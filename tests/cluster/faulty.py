@@ -184,23 +184,28 @@ class Faulty(Cluster):
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    def etcd_leader(self) -> int:
-        found: list[dict[str, Any]] = until("etcd has a leader", self._led)
-        (leader,) = {each["Status"]["leader"] for each in found}
-        by_id = {each["Status"]["header"]["member_id"]: each["Endpoint"] for each in found}
-        return next(member for member in MEMBERS if by_id[leader].startswith(f"{address(member)}:"))
+    def _statuses(self) -> dict[int, dict[str, Any]]:
+        """Member → what it says; empty until all say the same of who leads."""
+        found = json.loads(self.etcdctl("endpoint", "status", "-w", "json"))
+        by_endpoint = {each["Endpoint"]: each["Status"] for each in found}
+        leaders = {status.get("leader", 0) for status in by_endpoint.values()}
+        agreed = len(leaders) == 1 and leaders != {0}
+        return {member: by_endpoint[f"{address(member)}:{CLIENTS}"] for member in MEMBERS} if agreed else {}
 
-    def _led(self) -> list[dict[str, Any]]:
-        """What the members say, once they say the same of who leads."""
-        found: list[dict[str, Any]] = json.loads(self.etcdctl("endpoint", "status", "-w", "json"))
-        leaders = {each["Status"].get("leader", 0) for each in found}
-        return found if len(leaders) == 1 and leaders != {0} else []
+    def _ids_and_leader(self) -> tuple[dict[int, int], int]:
+        """Member → its id, and the member that leads."""
+        statuses: dict[int, dict[str, Any]] = until("etcd has a leader", self._statuses)
+        ids = {member: said["header"]["member_id"] for member, said in statuses.items()}
+        return ids, next(member for member, said in statuses.items() if ids[member] == said["leader"])
+
+    def etcd_leader(self) -> int:
+        return self._ids_and_leader()[1]
 
     def let_lead(self, member: int) -> None:
-        if (leader := self.etcd_leader()) != member:
-            status = json.loads(self.etcdctl("endpoint", "status", "-w", "json", at=[member]))
+        ids, leader = self._ids_and_leader()
+        if leader != member:
             # etcdctl takes the id in hexadecimal, and JSON has it in decimal.
-            self.etcdctl("move-leader", f"{status[0]['Status']['header']['member_id']:x}", at=[leader])
+            self.etcdctl("move-leader", f"{ids[member]:x}", at=[leader])
         until("it leads", lambda: self.etcd_leader() == member)
 
     def member_of_a_node(self) -> int:

@@ -103,6 +103,15 @@ async def ask(socket: Path) -> str:
     return "\n".join(said)
 
 
+def killed_and_says(cluster: Cluster, name: str, words: str) -> None:
+    """Kills the process; the one that is started in its place logs these words."""
+    log, entry = cluster.layout.logs / f"{name}.log", cluster.register["processes"][name]
+    os.kill(entry["pid"], signal.SIGKILL)
+    until(f"{name} is gone", lambda: not ours(entry))
+    before = len(log.read_text())
+    until(f"{name} says why it gets nowhere", lambda: words in log.read_text()[before:])
+
+
 def test_secrets_are_nowhere_to_be_read(planted: Planted) -> None:
     cluster = planted.cluster
     said = [Path(f"/proc/{cluster.pid(name)}/cmdline").read_text() for name in ("endpoint-sync", "node-1")]
@@ -120,12 +129,7 @@ def test_secrets_are_nowhere_to_be_read(planted: Planted) -> None:
     said.append(planted.command("tidegate", "identities", "--cluster=playground", etcd))
     assert refused in said[-1]
     for name in ("endpoint-sync", "node-1"):  # and what they say at a start like this
-        log = cluster.layout.logs / f"{name}.log"
-        entry = cluster.register["processes"][name]
-        os.kill(entry["pid"], signal.SIGKILL)
-        until(f"{name} is gone", lambda entry=entry: not ours(entry))  # type: ignore[misc]
-        before = len(log.read_text())
-        until(f"{name} says why it gets nowhere", lambda log=log, n=before: refused in log.read_text()[n:])  # type: ignore[misc]
+        killed_and_says(cluster, name, refused)
     # From here on who starts anew ends at once and is started again.
     planted.password.unlink()
     until("a missing file is told", lambda: "cannot be read" in planted.command("tidegate", "identities", etcd))
